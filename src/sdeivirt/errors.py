@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors a *host* can make.
+
+What a guest does is a value (a result code in x0), never an exception; what
+the person or program on the host side does wrong is one of these:
+
+    SdeivirtError                     every error below; has .hint and .exit_code
+     +-- UsageError                   a wrong argument or configuration          (exit 2)
+     |    +-- UnknownEventError       no such event number
+     |    +-- UnknownVcpuError        no such vCPU index or affinity
+     |    +-- ImageError              a file that cannot be loaded as a guest
+     |    +-- EventFileError          a bad event definition
+     +-- StateError                   right question, wrong moment               (exit 1)
+     |    +-- NotRegisteredError      the guest has no handler for the event
+     |    +-- EventRunningError       cancel of an event whose handler runs
+     |    +-- FrozenError             a change that is refused after the first run
+     +-- EnvironmentUnavailableError  something on this host is missing          (exit 3)
+     |    +-- UnknownVmError          no VM of that name is running
+     |    +-- VmExistsError           a VM of that name is running already
+     |    +-- RuntimeDirectoryError   a runtime directory that cannot be trusted
+     +-- TimeLimitError               the guest took longer than allowed         (exit 124)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "SdeivirtError",
+    "UsageError",
+    "UnknownEventError",
+    "UnknownVcpuError",
+    "ImageError",
+    "EventFileError",
+    "StateError",
+    "NotRegisteredError",
+    "EventRunningError",
+    "FrozenError",
+    "EnvironmentUnavailableError",
+    "UnknownVmError",
+    "VmExistsError",
+    "RuntimeDirectoryError",
+    "TimeLimitError",
+]
+
+
+class SdeivirtError(Exception):
+    """One sentence for a person, a hint what to do next, and the CLI's exit code."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(SdeivirtError):
+    """A wrong argument or configuration."""
+
+    exit_code = 2
+
+
+class UnknownEventError(UsageError):
+    """No event of that number is defined."""
+
+
+class UnknownVcpuError(UsageError):
+    """No vCPU of that index or affinity exists."""
+
+
+class ImageError(UsageError):
+    """A file cannot be loaded as a guest."""
+
+
+class EventFileError(UsageError):
+    """An event definition is not acceptable."""
+
+
+class StateError(SdeivirtError):
+    """The request is sound, but not in the present state."""
+
+
+class NotRegisteredError(StateError):
+    """The guest has registered no handler for the event."""
+
+
+class EventRunningError(StateError):
+    """An event cannot be cancelled while its handler runs."""
+
+
+class FrozenError(StateError):
+    """A setting cannot change after a vCPU has run."""
+
+
+class EnvironmentUnavailableError(SdeivirtError):
+    """Something this host must provide is missing."""
+
+    exit_code = 3
+
+
+class UnknownVmError(EnvironmentUnavailableError):
+    """No VM of that name is running."""
+
+
+class VmExistsError(EnvironmentUnavailableError):
+    """A VM of that name is running already."""
+
+
+class RuntimeDirectoryError(EnvironmentUnavailableError):
+    """The runtime directory belongs to somebody else or cannot be made."""
+
+
+class TimeLimitError(SdeivirtError):
+    """The guest took longer than it was allowed to."""
+
+    exit_code = 124

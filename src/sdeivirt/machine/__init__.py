@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines: engines that run a guest, behind one contract.
+
+    base.py       the contract, and all that machines share
+    report.py     status and fault records
+    images.py     ELF and arm64 Image files
+    unicorn/      the embedded machine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import EnvironmentUnavailableError, UsageError
+from .base import ExitReason, Machine, MachineConfig, Outcome
+from .report import FaultReport, VmStatus
+
+if TYPE_CHECKING:
+    from .unicorn import UnicornMachine
+
+__all__ = [
+    "MACHINES",
+    "ExitReason",
+    "FaultReport",
+    "Machine",
+    "MachineConfig",
+    "Outcome",
+    "VmStatus",
+    "open_machine",
+]
+
+
+def _unicorn() -> type[UnicornMachine]:
+    try:
+        from .unicorn import UnicornMachine
+    except ImportError as error:
+        raise EnvironmentUnavailableError(
+            f"machine unicorn is not available: {error}", "install it with `pip install unicorn`"
+        ) from error
+    return UnicornMachine
+
+
+# Loaded when asked for, so that a missing engine troubles nobody else.
+MACHINES: dict[str, Callable[[], type[Machine]]] = {"unicorn": _unicorn}
+
+
+def open_machine(kind: str, config: MachineConfig) -> Machine:
+    """A machine of the given kind, ready to load a guest.
+
+    Raises UsageError for an unknown kind, EnvironmentUnavailableError where
+    the engine is missing.
+    """
+    if kind not in MACHINES:
+        raise UsageError(f"there is no machine {kind!r}", f"machines are {', '.join(MACHINES)}")
+    return MACHINES[kind]()(config)

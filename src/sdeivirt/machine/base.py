@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a machine, and what all machines share.
+
+A machine has QEMU virt's map: RAM from 0x4000_0000, a PL011 at 0x0900_0000,
+the device tree's address in x0, PSCI, HVC and SMC conduits. Its life:
+
+    created --load()--> created --start()--> running <--pause(), resume()--> paused
+                                                |
+                                    power-off, fault, stop()
+                                                v
+                                             stopped --close()
+
+Everything public may be called from any thread; one lock guards the services.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+from ..cpu import CpuFeatures
+from ..errors import UsageError
+from ..firmware import Firmware
+from ..sdei import EventDefinition, Policy
+from ..sdei.policy import KVM
+from ..sdei.service import Injection
+from ..smccc.ids import Conduit, Owner
+from .report import FaultReport, VmStatus, firmware_status
+
+__all__ = [
+    "MAX_VCPUS",
+    "RAM_BASE",
+    "UART_BASE",
+    "ExitReason",
+    "Machine",
+    "MachineConfig",
+    "Outcome",
+]
+
+RAM_BASE = 0x4000_0000
+UART_BASE = 0x0900_0000
+MAX_VCPUS = 512
+MIN_MEMORY = 2 << 20
+MAX_MEMORY = 64 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What a machine is made of. Raises UsageError for what cannot be.
+
+    `memory` in bytes. `bitmaps` overrides service bitmaps by owner. `seed`
+    chooses the deterministic scheduler: same seed, same trace. `bootargs`
+    goes to /chosen in the device tree. `watchdog` is the time in seconds that
+    one SDEI handler may run before its vCPU is reported as stuck; None waits
+    for ever.
+    """
+
+    name: str = "vm"
+    vcpus: int = 2
+    memory: int = 64 << 20
+    policy: Policy = KVM
+    events: tuple[EventDefinition, ...] = ()
+    conduit: Conduit = Conduit.HVC
+    bootargs: str = ""
+    bitmaps: Mapping[Owner, int] = field(default_factory=dict)
+    seed: int | None = None
+    watchdog: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise UsageError(f"{self.vcpus} vCPUs cannot be", f"1 to {MAX_VCPUS} can")
+        if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % (1 << 20):
+            raise UsageError(
+                f"{self.memory:#x} bytes of memory cannot be", "whole MiB from 2 MiB to 64 GiB can, such as 64M"
+            )
+
+
+class ExitReason(enum.Enum):
+    """Why a machine stopped."""
+
+    POWER_OFF = "power-off"  # PSCI SYSTEM_OFF
+    FAULT = "fault"  # every vCPU that could go on has faulted
+    STOPPED = "stopped"  # stop()
+    TIME_LIMIT = "time-limit"  # wait(limit) ran out
+    ALL_OFF = "all-off"  # every vCPU called CPU_OFF: nothing can ever run again
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `faults` reports vCPUs that could not go on, and after a time limit every vCPU."""
+
+    reason: ExitReason
+    faults: list[FaultReport]
+
+
+class Machine(ABC):
+    """A machine. Use as a context manager, or call :meth:`close`."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: MachineConfig, features: CpuFeatures) -> None:
+        self.config = config
+        self.console: Callable[[bytes], None] = lambda _data: None
+        self.lock = threading.Lock()
+        self.firmware = Firmware(
+            config.vcpus,
+            self._power_control(),
+            events=config.events,
+            policy=config.policy,
+            features=features,
+            entry_ok=self._entry_ok,
+        )
+        for owner, value in config.bitmaps.items():
+            self.firmware.router.bitmaps[owner].set(value)
+
+    # -- for each engine to say
+
+    @property
+    @abstractmethod
+    def state(self) -> str:
+        """created, running, paused or stopped."""
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Load an ELF file or an arm64 Image. Raises ImageError."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Run, on a thread of the machine's own."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop all vCPUs between two instructions; returns when they have stopped."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the run; :meth:`wait` returns STOPPED."""
+
+    @abstractmethod
+    def wait(self, limit: float | None = None) -> Outcome:
+        """Wait for the end of the run; after `limit` seconds end it with TIME_LIMIT.
+
+        A host error inside of the machine's thread is raised here.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop if need be and free everything. Can be called twice."""
+
+    @abstractmethod
+    def type_in(self, data: bytes) -> None:
+        """Give the guest input on its serial port."""
+
+    @abstractmethod
+    def faults(self) -> list[FaultReport]:
+        """The vCPUs that cannot go on."""
+
+    @abstractmethod
+    def kick(self, bitmap: int) -> None:
+        """Have the PEs of `bitmap` stop and look for events. From any thread."""
+
+    @abstractmethod
+    def _power_control(self) -> object:
+        """The :class:`PowerControl` of the engine."""
+
+    @abstractmethod
+    def _entry_ok(self, address: int) -> bool:
+        """Whether a PE may be started at an address."""
+
+    # -- the same everywhere
+
+    @property
+    def scheduler(self) -> str:
+        """How vCPUs share the host, in a word."""
+        return "native"
+
+    def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
+        """Inject an SDEI event, into a vCPU named by index or affinity if it is private.
+
+        Raises UnknownEventError, UnknownVcpuError, NotRegisteredError, UsageError.
+        """
+        with self.lock:
+            sdei = self.firmware.sdei
+            if affinity is not None:
+                vcpu = sdei.pe_of_affinity(affinity).index
+            injection = sdei.inject(event, vcpu)
+            kicks = self.firmware.take_kicks()
+        if kicks:
+            self.kick(kicks)
+        return injection
+
+    def cancel(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> bool:
+        """Take back a pending event; False if none was pending. Errors as :meth:`inject`, and EventRunningError."""
+        with self.lock:
+            sdei = self.firmware.sdei
+            if affinity is not None:
+                vcpu = sdei.pe_of_affinity(affinity).index
+            return sdei.cancel(event, vcpu)
+
+    def status(self) -> VmStatus:
+        """Everything there is to know, in one consistent record."""
+        with self.lock:
+            vcpus, events = firmware_status(self.firmware)
+        return VmStatus(
+            name=self.config.name,
+            machine=self.kind,
+            state=self.state,
+            policy=self.config.policy.name,
+            memory=self.config.memory,
+            scheduler=self.scheduler,
+            vcpus=vcpus,
+            events=events,
+            faults=self.faults(),
+        )
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine tells of itself: status records and fault reports. Plain data, ready for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..sdei.model import Event, Handler
+from ..sdei.states import State
+
+if TYPE_CHECKING:
+    from ..firmware import Firmware
+
+__all__ = ["EventStatus", "FaultReport", "HandlerReport", "PeStatus", "VmStatus", "firmware_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeStatus:
+    """One PE. `running` lists the events whose handlers run there, outermost first."""
+
+    vcpu: int
+    affinity: int
+    power: str  # on, off, on-pending, suspended, faulted
+    masked: bool
+    running: list[int]
+    nesting: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerReport:
+    """One handler: of a PE for a private event, of the whole VM (`vcpu` None) for a shared one.
+
+    `runs_on` is the vCPU that runs it; `routed_to` the vCPU of RM_PE, None for RM_ANY.
+    Counts: injected = delivered + coalesced + dropped + (1 if pending).
+    """
+
+    vcpu: int | None
+    registered: bool
+    enabled: bool
+    running: bool
+    pending: bool
+    runs_on: int | None
+    routed_to: int | None
+    injected: int
+    coalesced: int
+    dropped: int
+    delivered: int
+    completed: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """One event, with the handlers that were ever registered for it."""
+
+    number: int
+    type: str  # private, shared
+    priority: str  # normal, critical
+    signalable: bool
+    dynamic: bool
+    interrupt: int | None
+    handlers: list[HandlerReport]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultReport:
+    """Why a vCPU cannot go on. `registers` holds x0..x30, sp, pc, pstate and EL1's exception registers."""
+
+    vcpu: int
+    reason: str
+    pc: int
+    registers: dict[str, int]
+    disassembly: list[str]
+
+    def render(self) -> str:
+        """For people: the reason, the code around PC, the registers four a line."""
+        lines = [f"vCPU {self.vcpu} stopped: {self.reason}"]
+        lines += [f"    {line}" for line in self.disassembly]
+        items = [f"{name:>8} {value:016x}" for name, value in self.registers.items()]
+        lines += ["    " + " ".join(items[i : i + 4]) for i in range(0, len(items), 4)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """A whole VM. `state` is created, running, paused or stopped."""
+
+    name: str
+    machine: str
+    state: str
+    policy: str
+    memory: int
+    scheduler: str
+    vcpus: list[PeStatus]
+    events: list[EventStatus]
+    faults: list[FaultReport] = field(default_factory=list)
+
+
+def _handler(handler: Handler, vcpu: int | None) -> HandlerReport:
+    state = handler.state
+    return HandlerReport(
+        vcpu=vcpu,
+        registered=bool(state & State.REGISTERED),
+        enabled=state & State.ENABLED == State.ENABLED,
+        running=bool(state & State.UNREGISTER_PENDING),
+        pending=handler.pending,
+        runs_on=handler.running_on.index if handler.running_on else None,
+        routed_to=handler.target.index if vcpu is None and handler.target else None,
+        injected=handler.injected,
+        coalesced=handler.coalesced,
+        dropped=handler.dropped,
+        delivered=handler.delivered,
+        completed=handler.completed,
+        failed=handler.failed,
+    )
+
+
+def firmware_status(firmware: Firmware) -> tuple[list[PeStatus], list[EventStatus]]:
+    """The PEs and events of a firmware; call it with the machine's lock held."""
+    power_names = {0: "on", 1: "off", 2: "on-pending"}
+    vcpus = []
+    for pe in firmware.pes:
+        running = [frame.handler.event.number for frame in (pe.normal, pe.critical) if frame]
+        power = "suspended" if pe.suspended else power_names[firmware.psci.power[pe.index]]
+        vcpus.append(PeStatus(pe.index, pe.affinity, power, pe.masked, running, len(running)))
+    return vcpus, [_event(firmware, event) for event in firmware.sdei.events if _shown(event)]
+
+
+def _shown(event: Event) -> bool:
+    return not event.dynamic or event.interrupt is not None
+
+
+def _event(firmware: Firmware, event: Event) -> EventStatus:
+    if event.shared:
+        handlers = [_handler(event.handler, None)]
+    else:
+        handlers = [
+            _handler(pe.handlers[event.index], pe.index) for pe in firmware.pes if event.index in pe.handlers
+        ]
+    return EventStatus(
+        number=event.number,
+        type="shared" if event.shared else "private",
+        priority="critical" if event.priority else "normal",
+        signalable=event.signalable,
+        dynamic=event.dynamic,
+        interrupt=event.interrupt,
+        handlers=handlers,
+    )

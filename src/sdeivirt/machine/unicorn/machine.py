@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The embedded machine: memory, vCPUs and the thread that runs them."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from ...cpu import M64, CpuFeatures
+from ...errors import ImageError, StateError, UsageError
+from ...sdei.model import Handler, Pe
+from ...sdei.observer import Observer
+from ...smccc.psci import Power
+from ...tables.devicetree import build as build_devicetree
+from ..base import RAM_BASE, UART_BASE, ExitReason, Machine, MachineConfig, Outcome
+from ..images import DTB_ALIGN, GuestImage, read_image
+from ..pl011 import Pl011
+from ..report import FaultReport
+from . import stub
+from .binding import Engine, EngineError
+from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
+from .stage2 import Stage2
+from .vcpu import UnicornVcpu, VcpuState
+
+__all__ = ["UnicornMachine"]
+
+# While a guest runs beside other Python threads, its hooks wait for the GIL. The default of
+# 5 ms would make a hypercall 100 times slower.
+_SWITCH_INTERVAL = 1e-4
+
+
+class UnicornMachine(Machine):
+    """N vCPUs, each a Unicorn engine, taking turns on one thread."""
+
+    kind = "unicorn"
+    ram_base = RAM_BASE
+    uart_base = UART_BASE
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.ram_size = config.memory
+        try:
+            # Reserved, not touched: memory costs what the guest uses.
+            self.ram = mmap.mmap(-1, config.memory, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        except OSError as error:
+            raise UsageError(f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory") from error
+        self.stage2 = Stage2(RAM_BASE, config.memory, (UART_BASE,))
+        self.uart = Pl011(lambda data: self.console(data))
+        super().__init__(config, _probe_features())
+        self._scheduler: Scheduler
+        if config.seed is None and stub.available()[0]:
+            self._scheduler = FastScheduler()
+        else:
+            self._scheduler = DeterministicScheduler(config.seed)
+        self.vcpus = [UnicornVcpu(self, pe) for pe in self.firmware.pes]
+        self.on_slice: Callable[[int, int], None] | None = None  # (vCPU, PC) before each slice
+        self._image: GuestImage | None = None
+        self._kicked: deque[int] = deque()  # bitmaps; appended by any thread
+        self._queue: deque[UnicornVcpu] = deque()  # runnable, in turn
+        self._wake = threading.Event()
+        self._command = threading.Condition()
+        self._pause = False
+        self._paused = False
+        self._ending: ExitReason | None = None
+        self._reset = False
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._finished = threading.Event()
+        self._outcome: Outcome | None = None
+        self._stuck: tuple[int, str] | None = None
+        self._watch: _Watchdog | None = None
+        if config.watchdog is not None:
+            self._watch = _Watchdog(self, config.watchdog)
+
+    # -- the contract
+
+    @property
+    def scheduler(self) -> str:
+        return self._scheduler.name
+
+    @property
+    def state(self) -> str:
+        if self._thread is None:
+            return "created"
+        if self._finished.is_set():
+            return "stopped"
+        return "paused" if self._paused else "running"
+
+    def load(self, path: Path) -> None:
+        if self._thread is not None:
+            raise StateError("a guest is loaded before the machine starts")
+        self._image = read_image(path, RAM_BASE, self.ram_size)
+        self._place()
+
+    def start(self) -> None:
+        if self._image is None:
+            raise StateError("no guest is loaded", "call load() first")
+        if self._thread is not None:
+            raise StateError("the machine has been started already")
+        self.firmware.freeze()
+        self._boot()
+        self._thread = threading.Thread(target=self._run, name=f"{self.config.name}-vcpus", daemon=True)
+        self._thread.start()
+
+    def pause(self) -> None:
+        with self._command:
+            self._pause = True
+            self._interrupt()
+            self._command.wait_for(lambda: self._paused or self._finished.is_set() or self._thread is None)
+
+    def resume(self) -> None:
+        with self._command:
+            self._pause = False
+            self._command.notify_all()
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._end(ExitReason.STOPPED)
+
+    def wait(self, limit: float | None = None) -> Outcome:
+        if self._thread is None:
+            raise StateError("the machine has not been started", "call start() first")
+        if not self._finished.wait(limit):
+            self._end(ExitReason.TIME_LIMIT)
+            self._finished.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None
+        return self._outcome
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._end(ExitReason.STOPPED)
+            self._thread.join()
+
+    def type_in(self, data: bytes) -> None:
+        self.uart.type_in(data)
+
+    def faults(self) -> list[FaultReport]:
+        return [vcpu.fault for vcpu in self.vcpus if vcpu.fault is not None]
+
+    def kick(self, bitmap: int) -> None:
+        self._kicked.append(bitmap)
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._scheduler.request_stop()
+        self._wake.set()
+
+    def _end(self, reason: ExitReason) -> None:
+        with self._command:
+            if self._ending is None:
+                self._ending = reason
+            self._command.notify_all()
+        self._interrupt()
+
+    # -- memory
+
+    def in_ram(self, address: int) -> bool:
+        """Whether a guest physical address is RAM."""
+        return RAM_BASE <= address < RAM_BASE + self.ram_size
+
+    def _entry_ok(self, address: int) -> bool:
+        return self.in_ram(address)
+
+    def read_guest(self, engine: Engine, address: int, size: int) -> bytes | None:
+        """Read as the vCPU does, through its translation where it has one on; None where nothing is mapped."""
+        address &= M64
+        if engine.sysreg("SCTLR_EL1") & 1:
+            try:
+                return bytes(engine.uc.vmem_read(address, size))
+            except Exception:  # not in every build, and it may refuse
+                return None
+        offset = address - RAM_BASE
+        return self.ram[offset : offset + size] if 0 <= offset <= self.ram_size - size else None
+
+    def _place(self) -> None:
+        """Write the guest and the device tree into RAM."""
+        image = self._image
+        assert image is not None
+        for address, content in image.segments:
+            self.ram[address - RAM_BASE : address - RAM_BASE + len(content)] = content
+        tree = build_devicetree(self.config, [pe.affinity for pe in self.firmware.pes])
+        # Where QEMU puts it for an ELF file: below the guest, if there is room; else above.
+        at = RAM_BASE
+        if image.start < RAM_BASE + len(tree):
+            at = -(-image.end // DTB_ALIGN) * DTB_ALIGN
+        if at + len(tree) > RAM_BASE + self.ram_size:
+            raise ImageError("the guest leaves no room for the device tree", "give it more --memory")
+        self.ram[at - RAM_BASE : at - RAM_BASE + len(tree)] = tree
+        self._devicetree = at
+
+    def _clear_ram(self) -> None:
+        # MADV_DONTNEED gives private anonymous memory back; it reads as zeroes again.
+        self.ram.madvise(mmap.MADV_DONTNEED)
+
+    def _boot(self) -> None:
+        image = self._image
+        assert image is not None
+        with self.lock:
+            self.firmware.psci.power[0] = Power.ON_PENDING
+        self.vcpus[0].start(image.entry, self._devicetree)
+        self._queue.append(self.vcpus[0])
+
+    # -- what PSCI decides; called with the lock held, from a vCPU's hook
+
+    def _power_control(self) -> UnicornMachine:
+        return self
+
+    def cpu_on(self, index: int, entry: int, context_id: int) -> None:
+        vcpu = self.vcpus[index]
+        vcpu.start(entry, context_id)
+        self._queue.append(vcpu)
+        self._scheduler.request_stop()
+
+    def cpu_off(self, index: int) -> None:
+        self.firmware.sdei.pe_off(self.firmware.pes[index])
+        self.vcpus[index].state = VcpuState.OFF
+
+    def cpu_standby(self, index: int) -> None:
+        if self.firmware.sdei.delivery.next(self.firmware.pes[index]) is None:
+            self.vcpus[index].state = VcpuState.WAITING
+
+    def cpu_powerdown(self, index: int, entry: int, context_id: int) -> bool:
+        if not self.firmware.sdei.pe_suspend(self.firmware.pes[index]):
+            return False
+        vcpu = self.vcpus[index]
+        vcpu.start(entry, context_id)
+        vcpu.state = VcpuState.SUSPENDED
+        return True
+
+    def system_off(self) -> None:
+        self._ending = self._ending or ExitReason.POWER_OFF
+        self._stop_all()
+
+    def system_reset(self) -> None:
+        self._reset = True
+        self._stop_all()
+
+    def _stop_all(self) -> None:
+        """Every vCPU is off from here on; the one that called stops in its hook."""
+        for vcpu in self.vcpus:
+            if vcpu.state is not VcpuState.FAULTED:
+                vcpu.state = VcpuState.OFF
+
+    # -- what vCPUs tell; on the machine's thread
+
+    def prepare(self, engine: Engine) -> None:
+        self._scheduler.prepare(engine)
+
+    def vcpu_started(self, vcpu: UnicornVcpu) -> None:
+        with self.lock:
+            pe = vcpu.pe
+            if pe.suspended or pe.online:
+                self.firmware.sdei.pe_resume(pe)
+            else:
+                self.firmware.sdei.pe_on(pe)
+            self.firmware.psci.started(pe.index)
+
+    def vcpu_faulted(self, vcpu: UnicornVcpu) -> None:
+        self._ending = self._ending or ExitReason.FAULT
+
+    def stuck(self, index: int, event: int, limit: float) -> None:
+        """The watchdog's verdict, from its own thread: the vCPU is faulted between two slices."""
+        self._stuck = (index, f"the handler of event {event:#x} has run for more than {limit:g} s")
+        self._interrupt()
+
+    def crash(self, error: BaseException) -> None:
+        """A defect of the host's, inside a hook: end the run and raise it in wait()."""
+        self._error = self._error or error
+        self._ending = self._ending or ExitReason.FAULT
+
+    # -- the thread
+
+    def _run(self) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
+        if self._watch is not None:
+            self._watch.start()
+        try:
+            self._loop()
+        except BaseException as error:
+            self.crash(error)
+        finally:
+            try:
+                self.uart.flush()
+            except BaseException as error:
+                self.crash(error)
+            sys.setswitchinterval(interval)
+            self._finish()
+
+    def _loop(self) -> None:
+        scheduler = self._scheduler
+        queue = self._queue
+        while True:
+            # Order matters: a request made after this line stops the next slice at its first block.
+            scheduler.clear_stop()
+            if self._ending is not None:
+                return
+            if self._reset:
+                self._restart()
+            if self._pause:
+                self._park()
+                continue
+            if self._stuck is not None:
+                self.vcpus[self._stuck[0]].stop_faulted(self._stuck[1])
+                continue
+            if self._kicked:
+                self._serve_kicks()
+            if not queue:
+                if all(vcpu.state is VcpuState.OFF for vcpu in self.vcpus):
+                    self._ending = ExitReason.ALL_OFF
+                    return
+                self.uart.flush()
+                self._wake.clear()
+                if not (self._kicked or self._pause or self._ending or self._stuck):
+                    self._wake.wait()
+                continue
+            vcpu = scheduler.pick(queue)
+            if vcpu.state is VcpuState.RUNNABLE:
+                if self.on_slice is not None:
+                    self.on_slice(vcpu.pe.index, vcpu.pc)
+                scheduler.run(vcpu, rivals=len(queue) - 1)
+            # To the end of the queue, or out of it.
+            if queue[0] is vcpu:
+                queue.popleft()
+            else:
+                queue.remove(vcpu)
+            if vcpu.state is VcpuState.RUNNABLE:
+                queue.append(vcpu)
+
+    def _serve_kicks(self) -> None:
+        kicks = 0
+        while self._kicked:
+            kicks |= self._kicked.popleft()
+        for vcpu in self._vcpus_of(kicks):
+            if vcpu.state is VcpuState.RUNNABLE:
+                vcpu.deliver()
+                if self._queue[0] is not vcpu:
+                    self._queue.remove(vcpu)
+                    self._queue.appendleft(vcpu)
+            elif vcpu.state is VcpuState.WAITING:
+                vcpu.deliver()
+                vcpu.state = VcpuState.RUNNABLE
+                self._queue.appendleft(vcpu)
+            elif vcpu.state is VcpuState.SUSPENDED:
+                vcpu.state = VcpuState.RUNNABLE  # begins at the address it gave to CPU_SUSPEND
+                self._queue.appendleft(vcpu)
+
+    def _vcpus_of(self, bitmap: int) -> list[UnicornVcpu]:
+        return [vcpu for vcpu in self.vcpus if bitmap >> vcpu.pe.index & 1]
+
+    def _park(self) -> None:
+        self.uart.flush()
+        with self._command:
+            self._paused = True
+            self._command.notify_all()
+            self._command.wait_for(lambda: not self._pause or self._ending is not None)
+            self._paused = False
+
+    def _restart(self) -> None:
+        """PSCI SYSTEM_RESET: the guest is loaded again and everything starts over."""
+        self._reset = False
+        self._queue.clear()
+        self._kicked.clear()
+        with self.lock:
+            self.firmware.sdei.reset()
+            self.firmware.psci.reset()
+        self._clear_ram()
+        self._place()
+        for vcpu in self.vcpus:
+            vcpu.forget_code()
+        self._boot()
+
+    def _finish(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        reason = self._ending or ExitReason.FAULT
+        faults = self.faults()
+        if reason is ExitReason.TIME_LIMIT:
+            faults += [
+                vcpu.report(f"still {_DOING[vcpu.state]} when the time was up")
+                for vcpu in self.vcpus
+                if vcpu.state in _DOING and vcpu.started
+            ]
+        with self._command:
+            self._outcome = Outcome(reason, faults)
+            self._finished.set()
+            self._command.notify_all()
+
+
+_DOING = {
+    VcpuState.RUNNABLE: "running",
+    VcpuState.WAITING: "waiting for an event (WFI)",
+}
+_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class _Watchdog(Observer):
+    """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds."""
+
+    def __init__(self, machine: UnicornMachine, limit: float) -> None:
+        self._machine = machine
+        self._limit = limit
+        self._since: dict[tuple[int, int], float] = {}
+        self._stop = threading.Event()
+        machine.firmware.sdei.observe(self)
+
+    def delivered(self, pe: Pe, handler: Handler) -> None:
+        self._since[pe.index, handler.event.number] = time.monotonic()
+
+    def completed(self, pe: Pe, handler: Handler, failed: bool) -> None:
+        self._since.pop((pe.index, handler.event.number), None)
+
+    def start(self) -> None:
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def cancel(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self._limit / 4, 0.25)):
+            now = time.monotonic()
+            with self._machine.lock:
+                late = [key for key, since in self._since.items() if now - since > self._limit]
+            for index, event in late:
+                self._machine.stuck(index, event, self._limit)
+                return
+
+
+def _probe_features() -> CpuFeatures:
+    """What the engine's CPU model has, from its ID registers."""
+    global _features
+    if _features is None:
+        try:
+            engine = Engine()
+        except Exception as error:
+            raise EngineError(f"Unicorn does not start: {error}") from error
+        engine.set_sysreg("SCR_EL3", 0x501)
+        _features = CpuFeatures.from_id_registers(
+            engine.sysreg("ID_AA64PFR0_EL1"),
+            engine.sysreg("ID_AA64PFR1_EL1"),
+            engine.sysreg("ID_AA64MMFR1_EL1"),
+            engine.sysreg("ID_AA64MMFR2_EL1"),
+        )
+    return _features
+
+
+_features: CpuFeatures | None = None

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who runs next, and for how long.
+
+Engines share memory but must never run at the same time: their atomics are
+atomic within one engine only. So vCPUs take turns on one thread.
+
+    FastScheduler           blocks of native code, stopped from outside through the stub
+    DeterministicScheduler  counted instructions from a seed: same seed, same trace
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from . import stub
+from .binding import Engine
+from .vcpu import UnicornVcpu
+
+__all__ = ["DeterministicScheduler", "FastScheduler", "Scheduler"]
+
+
+class Scheduler(Protocol):
+    name: str
+
+    def prepare(self, engine: Engine) -> None:
+        """An engine was made."""
+
+    def clear_stop(self) -> None:
+        """Requests are about to be looked at: a stop asked for from now on must count."""
+
+    def request_stop(self) -> None:
+        """Have the engine that runs stop soon; from any thread."""
+
+    def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
+        """The next one to run; `runnable` is not empty, those just kicked stand first."""
+
+    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
+        """Run it for its slice; `rivals` others could run."""
+
+
+class FastScheduler:
+    """Round robin with slices of translated blocks, counted by the stub that also takes stops."""
+
+    name = "fast"
+
+    # Some 0.1 ms of guest code for a round of all vCPUs: short enough for vCPUs that
+    # spin on each other; no slice so short that switching (some 5 us) is all there is.
+    ROUND = 20_000
+    SHORTEST = 500
+    FOREVER = 0x7FFF_FFFF
+
+    def __init__(self) -> None:
+        self._control = stub.Control(0, 1)
+
+    def prepare(self, engine: Engine) -> None:
+        engine.on_block(stub.address(), C.addressof(self._control))
+
+    def clear_stop(self) -> None:
+        self._control.flag = 0
+
+    def request_stop(self) -> None:
+        self._control.flag = 1
+
+    def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
+        return runnable[0]
+
+    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
+        self._control.budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
+        vcpu.run()
+
+
+class DeterministicScheduler:
+    """Chooses the vCPU and the number of instructions of its slice from a seed.
+
+    The trace depends on the seed and on when the host injects; the guest must
+    not read the host's clock (CNTVCT_EL0). Also the fall-back for hosts
+    without a stub.
+    """
+
+    SLICES = (1, 7, 53, 400, 3000, 20_000)
+    LONG = 200_000
+
+    def __init__(self, seed: int | None) -> None:
+        self._random = random.Random(seed) if seed is not None else None
+        self.name = f"deterministic, seed {seed}" if seed is not None else "counted slices"
+
+    def prepare(self, engine: Engine) -> None:
+        """Nothing: slices are counted by the engine."""
+
+    def clear_stop(self) -> None:
+        """Nothing: requests are looked at after each slice."""
+
+    def request_stop(self) -> None:
+        """Nothing: a slice is short."""
+
+    def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
+        return self._random.choice(runnable) if self._random else runnable[0]
+
+    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
+        if self._random is None:
+            vcpu.run(self.SLICES[-1] if rivals else self.LONG)
+        else:
+            vcpu.run(self._random.choice(self.SLICES))
+

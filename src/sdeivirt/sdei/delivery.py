@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pending events, who takes them, entry into a handler and the way back. DEN0054C 4.3, 6.1.
+
+An event is *ready* when it is pending and its handler is enabled and not
+running. Ready events stand in bitmaps: one per PE for events that only this
+PE may take (private events, and shared events routed to it), and one for the
+whole system for shared events that any PE may take. A PE is a *taker* of
+normal events when it is on, unmasked and runs no handler, and of critical
+events when it is on, unmasked and runs no critical handler.
+
+Every change keeps this invariant: while a ready event has a taker, a taker
+of it is about to look, because it is in the middle of a call (and looks at
+the end of it) or because a kick has been asked for in `kicks`. A kick is a
+hint: one too many is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..cpu import CONTEXT_REGISTERS, M64, PC, PSTATE, SCTLR, RegisterView
+from .model import Event, Frame, Handler, Pe
+from .observer import Observer
+from .states import CELLS, Op, State
+
+__all__ = ["Delivery"]
+
+_ENABLED = int(State.ENABLED)
+_UNREGISTERED = int(State.UNREGISTERED)
+_DISPATCH = CELLS[Op.DISPATCH]
+_COMPLETE = CELLS[Op.COMPLETE]
+_ZERO_X4_X17 = memoryview(bytes(14 * 8)).cast("Q")
+
+
+class Delivery:
+    """The moving part of the service. `events` and `pes` are in order of index."""
+
+    def __init__(self, pes: list[Pe], events: list[Event], *, clear_registers: bool) -> None:
+        self.pes = pes
+        self.events = events
+        self.critical_events = sum(event.bit for event in events if event.priority)
+        self.shared_ready = 0
+        self.shared_registered = 0  # shared events with a handler in any state but unregistered
+        self.kicks = 0  # PEs that must stop and call deliver(); the machine takes and clears it
+        self._takers_normal = 0
+        self._takers_critical = 0
+        self._last_offered = -1
+        self._clear_registers = clear_registers
+        self._on_posted: tuple[Callable[[Handler], None], ...] = ()
+        self._on_delivered: tuple[Callable[[Pe, Handler], None], ...] = ()
+        self._on_completed: tuple[Callable[[Pe, Handler, bool], None], ...] = ()
+
+    def observe(self, observer: Observer) -> None:
+        """Call the hooks that `observer` overrides."""
+
+        def overridden(name: str) -> tuple[Any, ...]:
+            hook = getattr(observer, name)
+            return () if getattr(type(observer), name) is getattr(Observer, name) else (hook,)
+
+        self._on_posted += overridden("posted")
+        self._on_delivered += overridden("delivered")
+        self._on_completed += overridden("completed")
+
+    def take_kicks(self) -> int:
+        """The PEs to be stopped, as a bitmap; asked once."""
+        kicks, self.kicks = self.kicks, 0
+        return kicks
+
+    # -- pending and ready
+
+    def post(self, handler: Handler) -> None:
+        """Make the event pending. The handler is registered."""
+        handler.injected += 1
+        if handler.pending:
+            handler.coalesced += 1
+            return
+        handler.pending = True
+        if handler.state == _ENABLED:
+            self._set_ready(handler)
+        for hook in self._on_posted:
+            hook(handler)
+
+    def drop(self, handler: Handler) -> bool:
+        """Forget a pending event; whether there was one."""
+        if not handler.pending:
+            return False
+        handler.pending = False
+        handler.dropped += 1
+        self._clear_ready(handler)
+        return True
+
+    def change(self, handler: Handler, state: int) -> None:
+        """Move a handler to another state, with all that follows from it."""
+        handler.state = state
+        if handler.pending:
+            if state == _ENABLED:
+                self._set_ready(handler)
+            else:
+                self._clear_ready(handler)
+
+    def released(self, handler: Handler) -> None:
+        """A handler has become unregistered: keep the books, and let go of its pending event."""
+        self.drop(handler)
+        event = handler.event
+        event.registrations -= 1
+        if event.shared:
+            handler.target = None
+            self.shared_registered &= ~event.bit
+        elif handler.target is not None:
+            handler.target.registered &= ~event.bit
+
+    def _set_ready(self, handler: Handler) -> None:
+        event = handler.event
+        target = handler.target
+        if target is None:
+            self.shared_ready |= event.bit
+            self._offer()
+            return
+        target.ready |= event.bit
+        takers = self._takers_critical if event.priority else self._takers_normal
+        if takers & target.bit or target.suspended:
+            self.kicks |= target.bit
+
+    def _clear_ready(self, handler: Handler) -> None:
+        target = handler.target
+        if target is None:
+            self.shared_ready &= ~handler.event.bit
+        else:
+            target.ready &= ~handler.event.bit
+
+    def _offer(self) -> None:
+        """Kick one taker of a shared event, in turn, so that the load spreads over the PEs."""
+        ready = self.shared_ready
+        takers = self._takers_critical if ready & self.critical_events else self._takers_normal
+        if not takers:
+            return
+        later = takers >> (self._last_offered + 1) << (self._last_offered + 1)
+        chosen = later or takers
+        chosen &= -chosen
+        self._last_offered = chosen.bit_length() - 1
+        self.kicks |= chosen
+
+    # -- the PE
+
+    def refresh(self, pe: Pe) -> None:
+        """Count the PE among the takers, or not, after its mask, frames or power changed."""
+        bit = pe.bit
+        if pe.online and not pe.masked and pe.critical is None:
+            self._takers_critical |= bit
+            if pe.normal is None:
+                self._takers_normal |= bit
+                return
+        else:
+            self._takers_critical &= ~bit
+        self._takers_normal &= ~bit
+        if self.shared_ready:
+            self._offer()  # it may have been this PE that was to take one
+
+    def next(self, pe: Pe) -> Handler | None:
+        """The handler that the PE has to enter now: critical before normal, then by number."""
+        if pe.masked or not pe.online or pe.critical is not None:
+            return None
+        ready = pe.ready | self.shared_ready
+        choice = ready & self.critical_events
+        if not choice:
+            if pe.normal is not None or not ready:
+                return None
+            choice = ready
+        index = (choice & -choice).bit_length() - 1
+        event = self.events[index]
+        return event.handler if event.shared else pe.handlers[index]
+
+    def enter(self, pe: Pe, handler: Handler, view: RegisterView) -> None:
+        """Put the PE into the handler. The whole window is valid before, and to be written back after."""
+        event = handler.event
+        x = view.x
+        frame = Frame(handler, x[:CONTEXT_REGISTERS].tobytes())
+        if event.priority:
+            pe.critical = frame
+        else:
+            pe.normal = frame
+        handler.state = _DISPATCH[handler.state][0]
+        handler.pending = False
+        handler.running_on = pe
+        handler.delivered += 1
+        self._clear_ready(handler)
+        self.refresh(pe)
+
+        pstate = x[PSTATE]
+        if self._clear_registers:
+            x[4:18] = _ZERO_X4_X17
+        x[0] = event.number
+        x[1] = handler.argument
+        x[2] = x[PC]
+        x[3] = pstate
+        x[PC] = (view.vbar_el1() + handler.entry) & M64 if handler.relative else handler.entry
+        x[PSTATE] = pe.features.exception_entry(pstate, x[SCTLR])
+        for hook in self._on_delivered:
+            hook(pe, handler)
+
+    def leave(self, pe: Pe, failed: bool = False) -> bytes:
+        """End the innermost handler; what it had interrupted is returned. A handler runs."""
+        frame = pe.critical
+        if frame is not None:
+            pe.critical = None
+        else:
+            frame = pe.normal
+            assert frame is not None
+            pe.normal = None
+        handler = frame.handler
+        handler.running_on = None
+        handler.completed += 1
+        handler.failed += failed
+        # A handler that was being unregistered is now; an event that came meanwhile is ready.
+        self.change(handler, _COMPLETE[handler.state][0])
+        if handler.state == _UNREGISTERED:
+            self.released(handler)
+        self.refresh(pe)
+        for hook in self._on_completed:
+            hook(pe, handler, failed)
+        return frame.saved
+
+    def abandon(self, pe: Pe) -> None:
+        """The PE is turned off or reset: its handlers never end, so they end here; private ones are unregistered."""
+        pe.online = False
+        pe.masked = True
+        pe.suspended = False
+        while pe.frame is not None:
+            self.leave(pe, failed=True)
+        for handler in pe.handlers.values():
+            if handler.state != _UNREGISTERED:
+                self.change(handler, _UNREGISTERED)
+                self.released(handler)
+        self.refresh(pe)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event definitions: what the platform tells of its events, DEN0054C 4.1.
+
+An event number is 31 bits: bit 31 is zero, bit 30 marks a vendor-defined
+number. Event 0 is the standard one: software-signalled, private, normal.
+
+Definitions come from code, from flags (`7:shared,critical,interrupt=40`) or
+from a TOML file:
+
+    [[event]]
+    number = 0x40000010
+    type = "shared"            # or "private" (default)
+    priority = "critical"      # or "normal" (default)
+    signalable = false         # may EVENT_SIGNAL raise it; private events only
+    interrupt = 40             # bound interrupt: PPI 16-31 (private), SPI 32-1019 (shared)
+"""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import EventFileError
+
+__all__ = [
+    "EventDefinition",
+    "Priority",
+    "EVENT_0",
+    "DYNAMIC_PRIVATE",
+    "DYNAMIC_SHARED",
+    "load_events",
+    "parse_event",
+    "check_events",
+    "is_ppi",
+    "is_spi",
+]
+
+# Dynamic events get these numbers plus their slot: vendor-defined, and clear of KVM's 0x4040_0000 block.
+DYNAMIC_PRIVATE = 0x4000_1000
+DYNAMIC_SHARED = 0x4000_2000
+_DYNAMIC = range(DYNAMIC_PRIVATE, DYNAMIC_SHARED + 0x1000)
+
+MAX_EVENT = 0x7FFF_FFFF
+
+
+class Priority(enum.IntEnum):
+    """EVENT_GET_INFO's values."""
+
+    NORMAL = 0
+    CRITICAL = 1
+
+
+def is_ppi(interrupt: int) -> bool:
+    """Whether a GIC INTID is a private peripheral interrupt."""
+    return 16 <= interrupt <= 31
+
+
+def is_spi(interrupt: int) -> bool:
+    """Whether a GIC INTID is a shared peripheral interrupt."""
+    return 32 <= interrupt <= 1019
+
+
+@dataclass(frozen=True, slots=True)
+class EventDefinition:
+    """One event of the platform. Raises EventFileError where the parts do not fit together."""
+
+    number: int
+    shared: bool = False
+    priority: Priority = Priority.NORMAL
+    signalable: bool = False
+    interrupt: int | None = None
+
+    def __post_init__(self) -> None:
+        name = f"event {self.number:#x}"
+        if not 0 <= self.number <= MAX_EVENT:
+            raise EventFileError(f"{name} is no event number", "numbers are 0 to 0x7fffffff")
+        if self.number in _DYNAMIC:
+            raise EventFileError(
+                f"{name} is taken by the dynamic events",
+                f"choose a number outside of {_DYNAMIC.start:#x} to {_DYNAMIC.stop - 1:#x}",
+            )
+        if self.signalable and self.shared:
+            raise EventFileError(f"{name} is shared and signalable", "EVENT_SIGNAL names a PE: make it private")
+        if self.number == 0 and (
+            self.shared or self.priority or not self.signalable or self.interrupt is not None
+        ):
+            raise EventFileError(
+                "event 0 is private, normal, signalable and bound to nothing", "define another number"
+            )
+        if self.interrupt is not None:
+            fits = is_spi(self.interrupt) if self.shared else is_ppi(self.interrupt)
+            if not fits:
+                raise EventFileError(
+                    f"interrupt {self.interrupt} does not fit {name}",
+                    "private events take a PPI (16 to 31), shared events an SPI (32 to 1019)",
+                )
+
+
+EVENT_0 = EventDefinition(0, signalable=True)
+
+_KEYS = {"number", "type", "priority", "signalable", "interrupt"}
+
+
+def _from_table(table: dict[str, Any], where: str) -> EventDefinition:
+    unknown = sorted(set(table) - _KEYS)
+    if unknown:
+        raise EventFileError(f"{where}: unknown key {unknown[0]!r}", f"keys are {', '.join(sorted(_KEYS))}")
+    if "number" not in table:
+        raise EventFileError(f"{where}: no number", "every event needs one")
+    for key, kind in (("number", int), ("interrupt", int), ("signalable", bool), ("type", str), ("priority", str)):
+        if key in table and type(table[key]) is not kind:
+            raise EventFileError(f"{where}: {key} must be of type {kind.__name__}, not {table[key]!r}")
+    if table.get("type", "private") not in ("private", "shared"):
+        raise EventFileError(f"{where}: type {table['type']!r}", "it is private or shared")
+    if table.get("priority", "normal") not in ("normal", "critical"):
+        raise EventFileError(f"{where}: priority {table['priority']!r}", "it is normal or critical")
+    number = table["number"]
+    return EventDefinition(
+        number=number,
+        shared=table.get("type") == "shared",
+        priority=Priority.CRITICAL if table.get("priority") == "critical" else Priority.NORMAL,
+        signalable=table.get("signalable", number == 0),
+        interrupt=table.get("interrupt"),
+    )
+
+
+def load_events(path: Path) -> list[EventDefinition]:
+    """Read a TOML file of `[[event]]` tables. Raises EventFileError with the file and the event named."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise EventFileError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        document = tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EventFileError(f"{path} is no TOML file: {error}") from error
+    tables = document.get("event")
+    if set(document) != {"event"} or not isinstance(tables, list):
+        raise EventFileError(f"{path} holds no [[event]] tables, or something beside them")
+    events = []
+    for position, table in enumerate(tables, 1):
+        where = f"{path}, event {position}"
+        if not isinstance(table, dict):
+            raise EventFileError(f"{where} is no table")
+        events.append(_from_table(table, where))
+    return events
+
+
+def parse_event(text: str) -> EventDefinition:
+    """Read a flag such as `0x40000010`, `7:critical` or `8:shared,interrupt=40`."""
+    number, _, rest = text.partition(":")
+    table: dict[str, Any] = {}
+    try:
+        table["number"] = int(number, 0)
+        for word in filter(None, rest.split(",")):
+            key, equals, value = word.partition("=")
+            if key in ("private", "shared") and not equals:
+                table["type"] = key
+            elif key in ("normal", "critical") and not equals:
+                table["priority"] = key
+            elif key == "signalable" and not equals:
+                table["signalable"] = True
+            elif key == "interrupt" and equals:
+                table["interrupt"] = int(value, 0)
+            else:
+                raise EventFileError(
+                    f"{word!r} says nothing of an event",
+                    "use private, shared, normal, critical, signalable, interrupt=N",
+                )
+    except ValueError as error:
+        raise EventFileError(f"{text!r} is no event definition", "for example 0x40000010:shared,critical") from error
+    return _from_table(table, f"event {number}")
+
+
+def check_events(events: Iterable[EventDefinition]) -> Sequence[EventDefinition]:
+    """The events with event 0 among them, in order of number. Raises EventFileError for a double."""
+    found: dict[int, EventDefinition] = {0: EVENT_0}
+    interrupts: dict[int, int] = {}
+    for event in events:
+        if event.number in found and event.number != 0:
+            raise EventFileError(f"event {event.number:#x} is defined twice")
+        if event.interrupt is not None:
+            if event.interrupt in interrupts:
+                raise EventFileError(
+                    f"interrupt {event.interrupt} is bound to events {interrupts[event.interrupt]:#x} "
+                    f"and {event.number:#x}"
+                )
+            interrupts[event.interrupt] = event.number
+        found[event.number] = replace(event)
+    return [found[number] for number in sorted(found)]
