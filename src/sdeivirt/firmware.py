@@ -68,7 +68,7 @@ class Firmware:
         delivery = self._delivery
         x = view.x
         if result.__class__ is int:
-            x[0] = result & 0xFFFF_FFFF_FFFF_FFFF  # type: ignore[operator]
+            x[0] = result & 0xFFFF_FFFF_FFFF_FFFF
             x[1] = x[2] = x[3] = 0
         elif result is Disposition.STOPPED:
             return False
@@ -83,7 +83,7 @@ class Firmware:
             view.flush_context()
             return True
         else:
-            write_result(x, result)  # type: ignore[arg-type]
+            write_result(x, result)
         if pe.ready or delivery.shared_ready:
             handler = delivery.next(pe)
             if handler is not None:

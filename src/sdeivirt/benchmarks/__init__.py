@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements, each against a baseline taken in the same run.
 
-    report.py     rows: what, how much, against what, the target
-    core.py       the service alone, without an engine
-    unicorn.py    the embedded machine, against bare engine exits
+report.py     rows: what, how much, against what, the target
+core.py       the service alone, without an engine
+unicorn.py    the embedded machine, against bare engine exits
 """
 
 from .report import Row, render

@@ -20,7 +20,9 @@ from ..cpu import RegisterView
 from ..guests import guest_path
 from ..machine import ExitReason, MachineConfig, open_machine
 from ..machine.base import RAM_BASE, Machine
-from ..machine.unicorn.binding import Engine, X, reg
+from ..machine.unicorn.binding import Engine, X
+from ..machine.unicorn.binding import arm64_const as reg
+from ..machine.unicorn.exceptions import ExceptionNumber
 from ..machine.unicorn.stage2 import Stage2
 from ..sdei import EventDefinition
 from ..sdei.model import Handler, Pe
@@ -42,29 +44,28 @@ def bare_exit() -> Callable[[int], float]:
     memory = mmap.mmap(-1, 2 << 20)
     engine.map_host_memory(RAM_BASE, memory)
     Stage2(RAM_BASE, 2 << 20).enable(engine)
-    # hvc #0; subs x5, x5, #1; b.ne back; hvc #0; b .
-    memory[:20] = struct.pack("<5I", 0xD400_0002, 0xF100_04A5, 0x54FF_FFC1, 0xD400_0002, 0x1400_0000)
+    # hvc #0; subs x5, x5, #1; b.ne back; wfi (which traps)
+    memory[:16] = struct.pack("<4I", 0xD400_0002, 0xF100_04A5, 0x54FF_FFC1, 0xD503_207F)
     engine.set(reg.UC_ARM64_REG_PSTATE, 0x3C5)
     cells = (C.c_uint64 * 5)()
     x = memoryview(cells).cast("B").cast("Q")
     at = [C.addressof(cells) + 8 * i for i in range(5)]
     read, _ = engine.batch(X[:5], at)
     _, write = engine.batch(X[:4], at[:4])
-    left = [0]
 
     def hook(_engine: int, number: int, _user: int) -> None:
-        read()
-        left[0] -= 1
-        if left[0] < 0:
+        if number == hvc:
+            read()
+            x[0] = 0
+            x[1] = x[2] = x[3] = 0
+            write()
+        else:
             engine.stop()
-        x[0] = 0
-        x[1] = x[2] = x[3] = 0
-        write()
 
+    hvc = int(ExceptionNumber.HVC)
     engine.on_interrupt(hook)
 
     def run(exits: int) -> float:
-        left[0] = exits
         engine.set(X[5], exits)
         begin = time.perf_counter()
         engine.run(RAM_BASE)
@@ -174,9 +175,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     rows.insert(0, Row("a bare exit", median(micro), "us", min(micro), max(micro), "the baseline"))
     for name, vcpus, events in (("512 PEs / 1 PE", 512, 1), ("1,000 events / 1 event", 1, 1000)):
         ratios = [guest_loop("signal", count, vcpus, events) / guest_loop("signal", count) for _ in range(rounds)]
-        rows.append(
-            Row(f"signal and complete, {name}", median(ratios), "x", min(ratios), max(ratios), "in turn", 1.2)
-        )
+        rows.append(Row(f"signal and complete, {name}", median(ratios), "x", min(ratios), max(ratios), "in turn", 1.2))
     latencies = [t * 1e6 for t in injection_latencies(500 if quick else 5_000)]
     p99 = percentile(latencies, 99)
     rows.append(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machines: engines that run a guest, behind one contract.
 
-    base.py       the contract, and all that machines share
-    report.py     status and fault records
-    images.py     ELF and arm64 Image files
-    unicorn/      the embedded machine
+base.py       the contract, and all that machines share
+report.py     status and fault records
+images.py     ELF and arm64 Image files
+unicorn/      the embedded machine
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _unicorn() -> type[UnicornMachine]:
 
 
 # Loaded when asked for, so that a missing engine troubles nobody else.
-MACHINES: dict[str, Callable[[], type[Machine]]] = {"unicorn": _unicorn}
+MACHINES: dict[str, Callable[[], Callable[[MachineConfig], Machine]]] = {"unicorn": _unicorn}
 
 
 def open_machine(kind: str, config: MachineConfig) -> Machine:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ..cpu import CpuFeatures
 from ..errors import UsageError
@@ -31,6 +31,7 @@ from ..sdei import EventDefinition, Policy
 from ..sdei.policy import KVM
 from ..sdei.service import Injection
 from ..smccc.ids import Conduit, Owner
+from ..smccc.psci import PowerControl
 from .report import FaultReport, VmStatus, firmware_status
 
 __all__ = [
@@ -104,7 +105,7 @@ class Machine(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, config: MachineConfig, features: CpuFeatures) -> None:
+    def __init__(self, config: MachineConfig, features: CpuFeatures | None = None) -> None:
         self.config = config
         self.console: Callable[[bytes], None] = lambda _data: None
         self.lock = threading.Lock()
@@ -170,8 +171,8 @@ class Machine(ABC):
         """Have the PEs of `bitmap` stop and look for events. From any thread."""
 
     @abstractmethod
-    def _power_control(self) -> object:
-        """The :class:`PowerControl` of the engine."""
+    def _power_control(self) -> PowerControl:
+        """What carries out PSCI's decisions."""
 
     @abstractmethod
     def _entry_ok(self, address: int) -> bool:
@@ -223,7 +224,7 @@ class Machine(ABC):
             faults=self.faults(),
         )
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -45,7 +45,9 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}", "give the path of an ELF file or arm64 Image") from error
+        raise ImageError(
+            f"cannot read {path}: {error.strerror}", "give the path of an ELF file or arm64 Image"
+        ) from error
     if data.startswith(b"\x7fELF"):
         image = _elf(path, data)
     elif len(data) >= _IMAGE_HEADER.size and data[56:60] == _IMAGE_MAGIC:
@@ -53,8 +55,9 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
     else:
         raise ImageError(
             f"{path} is no AArch64 ELF file and no arm64 Image",
-            "a compressed Image.gz or vmlinuz must be unpacked first" if data.startswith(b"\x1f\x8b") else
-            "build one with -target aarch64, or give the kernel's arch/arm64/boot/Image",
+            "a compressed Image.gz or vmlinuz must be unpacked first"
+            if data.startswith(b"\x1f\x8b")
+            else "build one with -target aarch64, or give the kernel's arch/arm64/boot/Image",
         )
     ram_end = ram_base + ram_size
     if image.start < ram_base or image.end > ram_end:

@@ -8,7 +8,19 @@ from collections.abc import Callable
 
 __all__ = ["Pl011"]
 
-DR, FR, IBRD, FBRD, LCRH, CR, IFLS, IMSC, RIS, MIS, ICR = 0x00, 0x18, 0x24, 0x28, 0x2C, 0x30, 0x34, 0x38, 0x3C, 0x40, 0x44
+DR, FR, IBRD, FBRD, LCRH, CR, IFLS, IMSC, RIS, MIS, ICR = (
+    0x00,
+    0x18,
+    0x24,
+    0x28,
+    0x2C,
+    0x30,
+    0x34,
+    0x38,
+    0x3C,
+    0x40,
+    0x44,
+)
 FR_TXFE = 1 << 7
 FR_RXFE = 1 << 4
 RIS_RX = 1 << 4

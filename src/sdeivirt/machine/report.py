@@ -135,9 +135,7 @@ def _event(firmware: Firmware, event: Event) -> EventStatus:
     if event.shared:
         handlers = [_handler(event.handler, None)]
     else:
-        handlers = [
-            _handler(pe.handlers[event.index], pe.index) for pe in firmware.pes if event.index in pe.handlers
-        ]
+        handlers = [_handler(pe.handlers[event.index], pe.index) for pe in firmware.pes if event.index in pe.handlers]
     return EventStatus(
         number=event.number,
         type="shared" if event.shared else "private",

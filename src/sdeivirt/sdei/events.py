@@ -85,12 +85,8 @@ class EventDefinition:
             )
         if self.signalable and self.shared:
             raise EventFileError(f"{name} is shared and signalable", "EVENT_SIGNAL names a PE: make it private")
-        if self.number == 0 and (
-            self.shared or self.priority or not self.signalable or self.interrupt is not None
-        ):
-            raise EventFileError(
-                "event 0 is private, normal, signalable and bound to nothing", "define another number"
-            )
+        if self.number == 0 and (self.shared or self.priority or not self.signalable or self.interrupt is not None):
+            raise EventFileError("event 0 is private, normal, signalable and bound to nothing", "define another number")
         if self.interrupt is not None:
             fits = is_spi(self.interrupt) if self.shared else is_ppi(self.interrupt)
             if not fits:

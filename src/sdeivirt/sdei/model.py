@@ -93,7 +93,7 @@ class Pe:
 
     index: int
     affinity: int
-    features: CpuFeatures = CpuFeatures()
+    features: CpuFeatures = field(default_factory=CpuFeatures)
     online: bool = False
     masked: bool = True  # after reset, DEN0054C 6.3
     suspended: bool = False  # powered down in CPU_SUSPEND, to be woken by an event

@@ -113,7 +113,7 @@ class Psci:
             PSCI_FEATURES: self._features,
         }
         self._functions = functions
-        return Service(name="psci", owner=Owner.STANDARD, ranges=(range(0x00, 0x20),), functions=functions)
+        return Service(name="psci", owner=Owner.STANDARD, ranges=(range(0x20),), functions=functions)
 
     def _version(self, _caller: Caller, _view: RegisterView) -> Result:
         return VERSION_1_1

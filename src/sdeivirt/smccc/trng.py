@@ -54,6 +54,4 @@ def trng_service(entropy: Callable[[int], bytes]) -> Service:
         TRNG_RND32: rnd(32),
         TRNG_RND64: rnd(64),
     }
-    return Service(
-        name="std-trng", owner=Owner.STANDARD, ranges=(range(0x50, 0x54),), functions=functions, bit=0
-    )
+    return Service(name="std-trng", owner=Owner.STANDARD, ranges=(range(0x50, 0x54),), functions=functions, bit=0)

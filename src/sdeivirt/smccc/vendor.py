@@ -34,7 +34,7 @@ def vendor_hyp_service() -> Service:
     return Service(
         name="vendor-hyp",
         owner=Owner.VENDOR_HYP,
-        ranges=(range(0x0000, 0x0002), range(0xFF01, 0xFF02)),
+        ranges=(range(0x0002), range(0xFF01, 0xFF02)),
         functions={VENDOR_HYP_UID: uid, VENDOR_HYP_FEATURES: features},
         bit=0,
     )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded machine: Unicorn runs EL1 and EL0, Python is EL2.
 
-    binding.py     the engine by raw ctypes
-    stub.py        the native stop, which is also the time slice
-    stage2.py      translation tables that Python owns
-    exceptions.py  what happened, and the syndrome
-    vcpu.py        one vCPU: window, traps, exception entry, reports
-    schedulers.py  fast and deterministic
-    machine.py     the machine
+binding.py     the engine by raw ctypes
+stub.py        the native stop, which is also the time slice
+stage2.py      translation tables that Python owns
+exceptions.py  what happened, and the syndrome
+vcpu.py        one vCPU: window, traps, exception entry, reports
+schedulers.py  fast and deterministic
+machine.py     the machine
 """
 
 from .machine import UnicornMachine

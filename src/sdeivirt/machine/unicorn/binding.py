@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import unicorn
-from unicorn import arm64_const as reg
+from unicorn import arm64_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-__all__ = ["Engine", "SYSREG", "X", "CpReg", "EngineError"]
+__all__ = ["Engine", "SYSREG", "X", "CpReg", "EngineError", "arm64_const"]
 
-X = [reg.UC_ARM64_REG_X0 + i for i in range(29)] + [reg.UC_ARM64_REG_X29, reg.UC_ARM64_REG_X30]
+_unicorn: Any = unicorn  # the binding is only half annotated
+
+X = [arm64_const.UC_ARM64_REG_X0 + i for i in range(29)] + [arm64_const.UC_ARM64_REG_X29, arm64_const.UC_ARM64_REG_X30]
 
 # op0, op1, CRn, CRm, op2
 SYSREG = {
@@ -59,9 +61,9 @@ _write_batch.restype = None
 # Running gives up the GIL; the other prototypes take plain ints.
 _emu_start = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_uint64, C.c_uint64, C.c_uint64, C.c_size_t)(("uc_emu_start", uclib))
 _emu_stop = C.CFUNCTYPE(C.c_int, C.c_void_p)(("uc_emu_stop", uclib))
-_hook_add = C.CFUNCTYPE(
-    C.c_int, C.c_void_p, C.c_void_p, C.c_int, C.c_void_p, C.c_void_p, C.c_uint64, C.c_uint64
-)(("uc_hook_add", uclib))
+_hook_add = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_void_p, C.c_int, C.c_void_p, C.c_void_p, C.c_uint64, C.c_uint64)(
+    ("uc_hook_add", uclib)
+)
 _context_save = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_void_p)(("uc_context_save", uclib))
 INTERRUPT_HOOK = C.CFUNCTYPE(None, C.c_void_p, C.c_uint32, C.c_void_p)
 EMU_STOP_ADDRESS: int = C.cast(uclib.uc_emu_stop, C.c_void_p).value or 0
@@ -93,8 +95,8 @@ class Engine:
     """One vCPU's engine."""
 
     def __init__(self) -> None:
-        self.uc: Any = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
-        self.uc.ctl_set_cpu_model(reg.UC_CPU_ARM64_MAX)
+        self.uc: Any = _unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self.uc.ctl_set_cpu_model(arm64_const.UC_CPU_ARM64_MAX)
         self.handle: int = self.uc._uch.value
         self._keep: list[object] = []
 
@@ -134,7 +136,8 @@ class Engine:
 
     def run(self, pc: int, count: int = 0) -> int:
         """Run from `pc` until a stop, WFI or, if not 0, `count` instructions; Unicorn's error code."""
-        return _emu_start(self.handle, pc, 0, 0, count)
+        error: int = _emu_start(self.handle, pc, 0, 0, count)
+        return error
 
     def stop(self) -> None:
         """Stop; only from a hook on the thread that runs, else instructions are executed twice."""
@@ -205,6 +208,7 @@ class Engine:
         size: int = context.size
 
         def save() -> int:
-            return _context_save(handle, address)
+            error: int = _context_save(handle, address)
+            return error
 
         return save, address, size

@@ -14,7 +14,8 @@ import enum
 import struct
 from typing import NamedTuple
 
-from .binding import Engine, reg
+from .binding import Engine
+from .binding import arm64_const as reg
 
 __all__ = ["ExceptionNumber", "Syndrome", "SyndromeReader", "calibrate"]
 
@@ -92,5 +93,3 @@ class SyndromeReader:
         self._save()
         esr, _fsr, address, target_el = _LAYOUT.unpack(C.string_at(self._at, _LAYOUT.size))
         return Syndrome(esr, address, target_el)
-
-

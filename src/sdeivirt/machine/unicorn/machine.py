@@ -47,7 +47,9 @@ class UnicornMachine(Machine):
             # Reserved, not touched: memory costs what the guest uses.
             self.ram = mmap.mmap(-1, config.memory, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         except OSError as error:
-            raise UsageError(f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory") from error
+            raise UsageError(
+                f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory"
+            ) from error
         self.stage2 = Stage2(RAM_BASE, config.memory, (UART_BASE,))
         self.uart = Pl011(lambda data: self.console(data))
         super().__init__(config, _probe_features())
@@ -215,7 +217,7 @@ class UnicornMachine(Machine):
         vcpu = self.vcpus[index]
         vcpu.start(entry, context_id)
         self._queue.append(vcpu)
-        self._scheduler.request_stop()
+        self._scheduler.limit_slice()
 
     def cpu_off(self, index: int) -> None:
         self.firmware.sdei.pe_off(self.firmware.pes[index])

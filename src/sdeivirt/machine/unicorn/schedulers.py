@@ -34,6 +34,9 @@ class Scheduler(Protocol):
     def request_stop(self) -> None:
         """Have the engine that runs stop soon; from any thread."""
 
+    def limit_slice(self) -> None:
+        """Another vCPU can run now: the present slice must end some time. On the machine's thread."""
+
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         """The next one to run; `runnable` is not empty, those just kicked stand first."""
 
@@ -63,6 +66,9 @@ class FastScheduler:
 
     def request_stop(self) -> None:
         self._control.flag = 1
+
+    def limit_slice(self) -> None:
+        self._control.budget = min(self._control.budget, self.ROUND)
 
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         return runnable[0]
@@ -96,6 +102,9 @@ class DeterministicScheduler:
     def request_stop(self) -> None:
         """Nothing: a slice is short."""
 
+    def limit_slice(self) -> None:
+        """Nothing: a slice is short."""
+
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         return self._random.choice(runnable) if self._random else runnable[0]
 
@@ -104,4 +113,3 @@ class DeterministicScheduler:
             vcpu.run(self.SLICES[-1] if rivals else self.LONG)
         else:
             vcpu.run(self._random.choice(self.SLICES))
-

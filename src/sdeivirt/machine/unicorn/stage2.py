@@ -52,7 +52,9 @@ class Stage2:
         for base in range(ram_base, ram_base + ram_size, _BLOCK):
             left = ram_base + ram_size - base
             if left >= _BLOCK:
-                self._put(self._level2(base), base | _AF | _INNER_SHAREABLE | _S2AP_READ | _S2AP_WRITE | _NORMAL | _VALID)
+                self._put(
+                    self._level2(base), base | _AF | _INNER_SHAREABLE | _S2AP_READ | _S2AP_WRITE | _NORMAL | _VALID
+                )
             else:
                 for page in range(base, base + left, _PAGE):
                     self.map_page(page)

@@ -40,14 +40,18 @@ class Control(C.Structure):
 
 def code_x86_64(stop: int) -> bytes:
     """System V: rdi = uc, rcx = control."""
-    return bytes.fromhex(
-        "833900"  # cmp dword [rcx], 0
-        "7506"  # jne stop
-        "ff4904"  # dec dword [rcx + 4]
-        "7401"  # je stop
-        "c3"  # ret
-        "48b8"  # stop: mov rax, imm64
-    ) + struct.pack("<Q", stop) + bytes.fromhex("ffe0")  # jmp rax
+    return (
+        bytes.fromhex(
+            "833900"  # cmp dword [rcx], 0
+            "7506"  # jne stop
+            "ff4904"  # dec dword [rcx + 4]
+            "7401"  # je stop
+            "c3"  # ret
+            "48b8"  # stop: mov rax, imm64
+        )
+        + struct.pack("<Q", stop)
+        + bytes.fromhex("ffe0")
+    )  # jmp rax
 
 
 def code_aarch64(stop: int) -> bytes:

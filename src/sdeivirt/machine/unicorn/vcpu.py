@@ -6,14 +6,15 @@ from __future__ import annotations
 import ctypes as C
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import capstone
 
-from ...cpu import MODE_EL1h, PC, PSTATE, PSTATE_DAIF, SCTLR
+from ...cpu import PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h
 from ...sdei.model import Pe
 from ..report import FaultReport
-from .binding import CpReg, Engine, X, reg
+from .binding import CpReg, Engine, X
+from .binding import arm64_const as reg
 from .exceptions import ExceptionNumber, SyndromeReader
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ __all__ = ["UnicornView", "UnicornVcpu", "VcpuState"]
 
 _LIVE_PSTATE = 21  # PSTATE as the engine has it, for banking SP
 _CELLS = 22
+# Flags and interrupt masks are all of PSTATE that the engine derives nothing from.
+_DERIVED_FROM = ~(PSTATE_NZCV | PSTATE_DAIF)
 
 _UNDEFINED = int(ExceptionNumber.UNDEFINED)
-_HVC = int(ExceptionNumber.HVC)
-_SMC = int(ExceptionNumber.SMC)
+_CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
 
 EC_WFX = 0x01
 EC_INSTRUCTION_ABORT = 0x20
@@ -55,15 +57,16 @@ class UnicornView:
         cell = [C.addressof(self._cells) + 8 * i for i in range(_CELLS)]
         self._sctlr = CpReg.of("SCTLR_EL1")
         at_sctlr = C.addressof(self._sctlr)
-        # The engine caches what it derives from PSTATE (EL, PAN, ...). Writing any
+        # The engine caches what it derives from PSTATE (EL, PAN, BTYPE, ...). Writing any
         # system register makes it derive that anew; TPIDR_EL2 is ours and means nothing.
-        self._refresh = CpReg.of("TPIDR_EL2")
+        self._rederive = CpReg.of("TPIDR_EL2")
         pc, pstate, cp = reg.UC_ARM64_REG_PC, reg.UC_ARM64_REG_PSTATE, reg.UC_ARM64_REG_CP_REG
         self.fetch_call, _ = engine.batch([*X[:6], pstate], [*cell[:6], cell[_LIVE_PSTATE]])
         self._fetch_rest, _ = engine.batch([*X[4:18], pc, pstate, cp], [*cell[4:20], at_sctlr])
         self._fetch_all, _ = engine.batch([*X[:18], pc, pstate, cp], [*cell[:20], at_sctlr])
         _, self.flush_result = engine.batch(X[:4], cell[:4])
-        _, self._flush_context = engine.batch([*X[:18], pc, pstate, cp], [*cell[:20], C.addressof(self._refresh)])
+        _, self._flush = engine.batch([*X[:18], pc, pstate], cell[:20])
+        _, self._flush_rederive = engine.batch([*X[:18], pc, pstate, cp], [*cell[:20], C.addressof(self._rederive)])
 
     def fetch_all(self) -> None:
         self._fetch_all()
@@ -79,10 +82,15 @@ class UnicornView:
 
     def flush_context(self) -> None:
         x = self.x
-        self._flush_context()
-        if (x[PSTATE] ^ x[_LIVE_PSTATE]) & 1:
-            self._bank_sp(bool(x[PSTATE] & 1))
-        x[_LIVE_PSTATE] = x[PSTATE]
+        pstate = x[PSTATE]
+        changed = pstate ^ x[_LIVE_PSTATE]
+        if changed & _DERIVED_FROM:
+            self._flush_rederive()
+            if changed & 1:
+                self._bank_sp(bool(pstate & 1))
+        else:
+            self._flush()
+        x[_LIVE_PSTATE] = pstate
 
     def _bank_sp(self, to_sp_el1: bool) -> None:
         """SP changes between SP_EL0 and SP_EL1; the engine does that only for its own instructions."""
@@ -148,7 +156,9 @@ class UnicornVcpu:
         # Non-secure, HVC enabled, EL2 is AArch64: without this Unicorn takes EL1 for AArch32.
         engine.set_sysreg("SCR_EL3", 0x501)
         engine.map_host_memory(machine.ram_base, machine.ram)
-        engine.map_device(machine.uart_base, 0x1000, machine.uart.read, machine.uart.write)
+        engine.map_device(
+            machine.uart_base, 0x1000, self._guarded(machine.uart.read), self._guarded(machine.uart.write)
+        )
         machine.stage2.enable(engine)
         engine.set_sysreg("VMPIDR_EL2", 1 << 31 | self.pe.affinity)
         self.view = UnicornView(engine)
@@ -205,7 +215,7 @@ class UnicornVcpu:
 
         def on_exception(_engine: int, number: int, _user: int) -> None:
             try:
-                if number == _HVC or number == _SMC:
+                if number in _CALLS:
                     fetch_call()
                     with lock:
                         hypercall(pe, view)
@@ -223,6 +233,19 @@ class UnicornVcpu:
                 self.engine.stop()
 
         return on_exception
+
+    def _guarded(self, access: Callable[..., Any]) -> Callable[..., Any]:
+        """A device's callback whose host errors (a console that is gone) end the run instead of getting lost."""
+
+        def call(*arguments: int) -> Any:
+            try:
+                return access(*arguments)
+            except BaseException as error:
+                self.machine.crash(error)
+                self.engine.stop()
+                return 0
+
+        return call
 
     def _exception(self, number: int) -> None:
         syndrome = self._syndrome.read()

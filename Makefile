@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make run` and `make test` set up what they need; nothing has to be typed before them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help run test check bench campaign lock clean
+
+help:
+	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
+	@echo "make test      set up and run everything: linters, types, all tests"
+	@echo "make check     linters and types only"
+	@echo "make bench     the measurements (about a minute)"
+	@echo "make lock      resolve requirements.lock anew"
+	@echo "make clean     remove the environment and what was built"
+
+run: $(STAMP)
+	$(BIN)/sdeivirt selftest
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign"
+	$(BIN)/python -m pytest -m campaign
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/sdeivirt bench
+
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements.lock
+
+# The environment, then the package in place; its build makes the guests.
+$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.*)
+	@./tools/make-venv $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist src/sdeivirt/guests/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis

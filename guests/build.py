@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the AArch64 test guests with the C compiler of the ziglang package.
+
+    python guests/build.py [--out DIR] [--force]
+
+Every *.c file next to this one is a guest; NAME_asm.S and all of lib/ are linked into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+DEFAULT_OUT = Path("src") / "sdeivirt" / "guests" / "bin"
+
+FLAGS = [
+    # The architecture's base level: no LSE atomics, and no floating point registers behind our back.
+    *("-target", "aarch64-freestanding-none", "-mcpu=generic-neon-fp_armv8", "-mgeneral-regs-only"),
+    # The MMU stays off, so that unaligned accesses fault.
+    "-mstrict-align",
+    *("-std=c11", "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-sanitize=all"),
+    *("-fno-pic", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-strict-aliasing"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unused-command-line-argument"),
+]
+LINK_FLAGS = ["-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096", "-g0"]
+
+
+class BuildError(Exception):
+    """The guests could not be built; the text says what to do about it."""
+
+
+def _sources(guests: Path, name: str) -> list[Path]:
+    extra = guests / f"{name}_asm.S"
+    lib = sorted([*(guests / "lib").glob("*.S"), *(guests / "lib").glob("*.c")])
+    return [*lib, *([extra] if extra.exists() else []), guests / f"{name}.c"]
+
+
+def _up_to_date(target: Path, inputs: list[Path]) -> bool:
+    return target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs)
+
+
+def _compile(guests: Path, name: str, target: Path, cache: str) -> None:
+    env = dict(os.environ)
+    # Zig insists on a cache; keep it out of the source tree and away from a HOME that may be read-only.
+    env.setdefault("ZIG_GLOBAL_CACHE_DIR", cache)
+    env.setdefault("ZIG_LOCAL_CACHE_DIR", cache)
+    # Paths relative to guests/ keep the output the same wherever the tree stands.
+    sources = [path.relative_to(guests).as_posix() for path in _sources(guests, name)]
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *LINK_FLAGS]
+    command += ["-I.", "-Ilib", "-Wl,-T,lib/link.ld", *sources, "-o", str(partial.resolve())]
+    try:
+        done = subprocess.run(command, cwd=guests, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"building the guest {name!r} failed:\n{done.stderr.strip()}")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def build(root: Path, out: Path, *, force: bool = False) -> list[Path]:
+    """Builds every guest of the source tree `root` into `out`; returns the ELF files."""
+    guests = root / "guests"
+    names = sorted(path.stem for path in guests.glob("*.c"))
+    everything = [path for path in guests.rglob("*") if path.suffix in {".c", ".h", ".S", ".ld", ".py"}]
+    targets = {name: out / f"{name}.elf" for name in names}
+    stale = [name for name in names if force or not _up_to_date(targets[name], everything)]
+    if stale and importlib.util.find_spec("ziglang") is None:
+        raise BuildError("building the guests needs the Python package ziglang: pip install ziglang")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="guests-") as cache, ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda name: _compile(guests, name, targets[name], cache), stale):
+            pass
+    return list(targets.values())
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description="Build the AArch64 test guests.")
+    parser.add_argument("--out", type=Path, default=root / DEFAULT_OUT, help="directory for the ELF files")
+    parser.add_argument("--force", action="store_true", help="build even what is newer than its sources")
+    options = parser.parse_args()
+    try:
+        for path in build(root, options.out, force=options.force):
+            print(path)
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

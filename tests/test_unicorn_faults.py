@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest that cannot go on becomes a report of its vCPU: never a traceback, never a hang."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdeivirt.machine import ExitReason, FaultReport, MachineConfig, Outcome, open_machine
+from sdeivirt.machine.base import Machine
+
+from .asm import assemble
+
+pytestmark = pytest.mark.machine
+
+
+def run(body: str, limit: float = 20, **config: object) -> tuple[Outcome, str]:
+    """Run a guest to its end; the outcome and what it printed."""
+    printed = bytearray()
+    with open_machine("unicorn", MachineConfig(**{"vcpus": 1, **config})) as machine:  # type: ignore[arg-type]
+        machine.console = printed.extend
+        machine.load(assemble(body))
+        machine.start()
+        return machine.wait(limit), printed.decode()
+
+
+def only_fault(outcome: Outcome) -> FaultReport:
+    assert outcome.reason is ExitReason.FAULT
+    (fault,) = outcome.faults
+    return fault
+
+
+WITHOUT_VECTORS = {
+    "undefined": (".inst 0x00000000", "undefined"),
+    "hlt": ("hlt #0", "undefined"),
+    "el3-register": (".inst 0xd51e1100", "undefined"),  # msr scr_el3, x0
+    "svc": ("svc #5", "svc"),
+    "brk": ("brk #1", "breakpoint"),
+    "load-from-nowhere": ("mov x1, #0x20000000\n ldr x2, [x1]", "data abort"),
+    "store-to-the-tables": ("mov x1, #0x10000000\n str x1, [x1]", "data abort"),
+    "store-beyond-ram": ("mov x1, #0x80000000\n str x1, [x1]", "data abort"),
+    "non-canonical": ("movn x1, #0\n ldr x2, [x1]", "data abort"),
+    "jump-to-nowhere": ("mov x1, #0x20000000\n br x1", "prefetch abort"),
+    "jump-into-the-uart": ("mov x1, #0x09000000\n br x1", "prefetch abort"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_VECTORS)
+def test_without_vectors_every_exception_is_a_report(name: str) -> None:
+    code, reason = WITHOUT_VECTORS[name]
+    fault = only_fault(run(f"    mov x19, #0x77\n    {code}\n    b .")[0])
+    assert reason in fault.reason
+    assert "no exception vectors" in fault.reason
+    assert fault.vcpu == 0
+    assert fault.registers["x19"] == 0x77
+    assert fault.registers["pc"] == fault.pc
+    assert sum(line.startswith("=>") for line in fault.disassembly) == 1
+    assert "vCPU 0 stopped" in fault.render()
+
+
+VECTORS = """
+    adr x0, vectors
+    msr vbar_el1, x0
+    {code}
+    .balign 2048
+vectors:
+    .org vectors + 0x200
+    mrs x10, esr_el1
+    mrs x11, far_el1
+    mrs x12, elr_el1
+    mrs x13, spsr_el1
+    lsr x14, x10, #26
+    add w21, w14, #32
+    mov x20, #0x09000000
+    str w21, [x20]
+    {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "exception_class"),
+    [
+        (".inst 0", 0x00),
+        ("svc #5", 0x15),
+        ("brk #1", 0x3C),
+        ("mov x1, #0x20000000\n ldr x2, [x1]", 0x25),
+        ("mov x1, #0x20000000\n br x1", 0x21),
+    ],
+)
+def test_a_guest_with_vectors_takes_its_exceptions_itself(code: str, exception_class: int) -> None:
+    outcome, printed = run(VECTORS.format(code=code, then="off"))
+    assert outcome.reason is ExitReason.POWER_OFF
+    assert printed == chr(exception_class + 32)
+
+
+def test_an_exception_returns_to_the_instruction_after_svc() -> None:
+    outcome, printed = run(VECTORS.format(code="svc #0\n say 'Z'\n off", then="eret"))
+    assert outcome.reason is ExitReason.POWER_OFF
+    assert printed == chr(0x15 + 32) + "Z"
+
+
+def test_a_vector_that_faults_itself_is_a_report() -> None:
+    outcome, _ = run(
+        """
+    adr x0, vectors
+    msr vbar_el1, x0
+    svc #0
+    .balign 2048
+vectors:
+    .org vectors + 0x200
+    .inst 0
+"""
+    )
+    assert "the first instruction of the exception vector faults" in only_fault(outcome).reason
+
+
+HANDLER_THAT_SPINS = """
+    take_event handler
+    mov x1, #0
+    mrs x2, mpidr_el1
+    call SDEI_SIGNAL
+    b .
+handler:
+    mov x19, #0x55
+    b handler
+"""
+
+
+def test_the_watchdog_reports_a_handler_that_never_ends() -> None:
+    fault = only_fault(run(HANDLER_THAT_SPINS, watchdog=0.1)[0])
+    assert "handler of event 0x0" in fault.reason
+    assert fault.registers["x19"] == 0x55
+
+
+def test_the_time_limit_reports_what_every_vcpu_was_doing() -> None:
+    outcome, _ = run(HANDLER_THAT_SPINS, limit=0.3)
+    assert outcome.reason is ExitReason.TIME_LIMIT
+    assert [fault.vcpu for fault in outcome.faults] == [0]
+    assert "still running" in outcome.faults[0].reason
+    outcome, _ = run("    wfi\n    b _start", limit=0.2)
+    assert "waiting for an event" in outcome.faults[0].reason
+
+
+def test_all_vcpus_off_is_the_end() -> None:
+    outcome, _ = run("    call CPU_OFF\n    b .")
+    assert outcome.reason is ExitReason.ALL_OFF
+
+
+def test_hypercalls_from_el0_trap_to_el1() -> None:
+    """HVC and SMC at EL0 are undefined there: the guest's kernel sees them, the service does not."""
+    for instruction in ("hvc #0", ".inst 0xd4000003"):
+        outcome, printed = run(
+            f"""
+    adr x0, vectors
+    msr vbar_el1, x0
+    adr x0, user
+    msr elr_el1, x0
+    msr spsr_el1, xzr
+    eret
+user:
+    ldr x0, =0x84000008
+    {instruction}
+    b .
+    .balign 2048
+vectors:
+    .org vectors + 0x400
+    mrs x10, esr_el1
+    lsr x10, x10, #26
+    add w21, w10, #65
+    mov x20, #0x09000000
+    str w21, [x20]
+    off
+"""
+        )
+        assert outcome.reason is ExitReason.POWER_OFF
+        assert printed == "A"
+
+
+def test_a_console_that_breaks_is_raised_on_the_host() -> None:
+    def console(_data: bytes) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
+        machine.console = console
+        machine.load(assemble("    say 10\n    off"))
+        machine.start()
+        with pytest.raises(BrokenPipeError):
+            machine.wait(10)
+
+
+def test_life_cycle_errors() -> None:
+    machine: Machine = open_machine("unicorn", MachineConfig(vcpus=1))
+    from sdeivirt.errors import StateError
+
+    with pytest.raises(StateError, match="no guest"):
+        machine.start()
+    with pytest.raises(StateError, match="not been started"):
+        machine.wait()
+    assert machine.state == "created"
+    machine.load(assemble("    b ."))
+    machine.start()
+    with pytest.raises(StateError, match="already"):
+        machine.start()
+    machine.stop()
+    assert machine.wait().reason is ExitReason.STOPPED
+    assert machine.state == "stopped"
+    machine.close()
+    machine.close()
