@@ -19,7 +19,7 @@ import enum
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -212,6 +212,9 @@ class Machine(ABC):
         """Everything there is to know, in one consistent record."""
         with self.lock:
             vcpus, events = firmware_status(self.firmware)
+        faults = self.faults()
+        for fault in faults:
+            vcpus[fault.vcpu] = replace(vcpus[fault.vcpu], power="faulted")
         return VmStatus(
             name=self.config.name,
             machine=self.kind,
@@ -221,7 +224,7 @@ class Machine(ABC):
             scheduler=self.scheduler,
             vcpus=vcpus,
             events=events,
-            faults=self.faults(),
+            faults=faults,
         )
 
     def __enter__(self) -> Self:

@@ -119,7 +119,7 @@ class Delivery:
             return
         target.ready |= event.bit
         takers = self._takers_critical if event.priority else self._takers_normal
-        if takers & target.bit or target.suspended:
+        if takers & target.bit or target.wakeable:
             self.kicks |= target.bit
 
     def _clear_ready(self, handler: Handler) -> None:
@@ -225,7 +225,7 @@ class Delivery:
         """The PE is turned off or reset: its handlers never end, so they end here; private ones are unregistered."""
         pe.online = False
         pe.masked = True
-        pe.suspended = False
+        pe.suspended = pe.wakeable = False
         while pe.frame is not None:
             self.leave(pe, failed=True)
         for handler in pe.handlers.values():

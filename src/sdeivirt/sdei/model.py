@@ -96,7 +96,8 @@ class Pe:
     features: CpuFeatures = field(default_factory=CpuFeatures)
     online: bool = False
     masked: bool = True  # after reset, DEN0054C 6.3
-    suspended: bool = False  # powered down in CPU_SUSPEND, to be woken by an event
+    suspended: bool = False  # powered down in CPU_SUSPEND
+    wakeable: bool = False  # ... and woken by an event, since it was not masked then
     normal: Frame | None = None
     critical: Frame | None = None
     ready: int = 0  # events that this PE alone may take: pending and enabled

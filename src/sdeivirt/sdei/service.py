@@ -200,14 +200,15 @@ class Sdei:
         """
         if self.delivery.next(pe) is not None:
             return False
-        pe.suspended = not pe.masked  # a masked PE is not woken by an event
+        pe.suspended = True
+        pe.wakeable = not pe.masked
         pe.masked = True
         self.delivery.refresh(pe)
         return True
 
     def pe_resume(self, pe: Pe) -> None:
         """A suspended PE runs again."""
-        pe.suspended = False
+        pe.suspended = pe.wakeable = False
 
     def reset(self) -> None:
         """The system is reset: everything is as it was in the beginning, but for the counts."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
 from ...errors import ImageError, StateError, UsageError
-from ...sdei.model import Handler, Pe
+from ...sdei.model import Handler, Pe, bits
 from ...sdei.observer import Observer
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
@@ -257,7 +257,7 @@ class UnicornMachine(Machine):
     def vcpu_started(self, vcpu: UnicornVcpu) -> None:
         with self.lock:
             pe = vcpu.pe
-            if pe.suspended or pe.online:
+            if pe.suspended:
                 self.firmware.sdei.pe_resume(pe)
             else:
                 self.firmware.sdei.pe_on(pe)
@@ -339,7 +339,8 @@ class UnicornMachine(Machine):
         kicks = 0
         while self._kicked:
             kicks |= self._kicked.popleft()
-        for vcpu in self._vcpus_of(kicks):
+        for index in bits(kicks):
+            vcpu = self.vcpus[index]
             if vcpu.state is VcpuState.RUNNABLE:
                 vcpu.deliver()
                 if self._queue[0] is not vcpu:
@@ -352,9 +353,6 @@ class UnicornMachine(Machine):
             elif vcpu.state is VcpuState.SUSPENDED:
                 vcpu.state = VcpuState.RUNNABLE  # begins at the address it gave to CPU_SUSPEND
                 self._queue.appendleft(vcpu)
-
-    def _vcpus_of(self, bitmap: int) -> list[UnicornVcpu]:
-        return [vcpu for vcpu in self.vcpus if bitmap >> vcpu.pe.index & 1]
 
     def _park(self) -> None:
         self.uart.flush()
