@@ -7,7 +7,7 @@ services read and write it. Nothing here knows an engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 __all__ = [
@@ -96,6 +96,7 @@ AARCH32_DIT = 1 << 21  # where an AArch32 SPSR keeps DIT
 SCTLR_SPINTMASK = 1 << 62
 SCTLR_DSSBS = 1 << 44
 SCTLR_SPAN = 1 << 23
+_SCTLR_ENTRY = SCTLR_SPINTMASK | SCTLR_DSSBS | SCTLR_SPAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,34 @@ class CpuFeatures:
     ssbs: bool = True
     mte: bool = False
     nmi: bool = False
+    _entry: dict[int, tuple[int, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # SCTLR_EL1 has three bits that matter, so entry is a table of what stays and what is set.
+        table = {}
+        for span in (0, SCTLR_SPAN):
+            for dssbs in (0, SCTLR_DSSBS):
+                for spintmask in (0, SCTLR_SPINTMASK):
+                    table[span | dssbs | spintmask] = self._masks(bool(span), bool(dssbs), bool(spintmask))
+        object.__setattr__(self, "_entry", table)
+
+    def _masks(self, span: bool, dssbs: bool, spintmask: bool) -> tuple[int, int]:
+        """The bits of PSTATE that stay as they were, and those that are set."""
+        keep = PSTATE_NZCV
+        fixed = PSTATE_DAIF | MODE_EL1h
+        if self.dit:
+            keep |= PSTATE_DIT
+        if self.pan and span:
+            keep |= PSTATE_PAN
+        if self.pan and not span:
+            fixed |= PSTATE_PAN
+        if self.ssbs and dssbs:
+            fixed |= PSTATE_SSBS
+        if self.mte:
+            fixed |= PSTATE_TCO
+        if self.nmi and not spintmask:
+            fixed |= PSTATE_ALLINT
+        return keep, fixed
 
     @classmethod
     def from_id_registers(cls, pfr0: int, pfr1: int, mmfr1: int, mmfr2: int) -> CpuFeatures:
@@ -128,16 +157,7 @@ class CpuFeatures:
         SSBS from SCTLR_EL1.DSSBS; TCO set; ALLINT from SCTLR_EL1.SPINTMASK;
         NZCV and DIT as they were. BTYPE needs no feature test: it is zero either way.
         """
-        entry = (pstate & PSTATE_NZCV) | PSTATE_DAIF | MODE_EL1h
-        if self.dit:
-            was_set = pstate & (AARCH32_DIT if pstate & PSTATE_nRW else PSTATE_DIT)
-            entry |= PSTATE_DIT if was_set else 0
-        if self.pan:
-            entry |= pstate & PSTATE_PAN if sctlr & SCTLR_SPAN else PSTATE_PAN
-        if self.ssbs and sctlr & SCTLR_DSSBS:
-            entry |= PSTATE_SSBS
-        if self.mte:
-            entry |= PSTATE_TCO
-        if self.nmi and not sctlr & SCTLR_SPINTMASK:
-            entry |= PSTATE_ALLINT
-        return entry
+        keep, fixed = self._entry[sctlr & _SCTLR_ENTRY]
+        if pstate & PSTATE_nRW:  # DIT stands elsewhere in an AArch32 PSTATE, and something else there
+            pstate = pstate & ~PSTATE_DIT | (PSTATE_DIT if pstate & AARCH32_DIT else 0)
+        return pstate & keep | fixed

@@ -53,6 +53,7 @@ class Firmware:
         self.router.register(trng_service(entropy))
         self.router.register(vendor_hyp_service())
         self._delivery = self.sdei.delivery
+        self._functions = self.router.functions
 
     def freeze(self) -> None:
         """The first vCPU is about to run: service bitmaps are fixed from here on."""
@@ -64,9 +65,10 @@ class Firmware:
 
     def hypercall(self, pe: Pe, view: RegisterView) -> bool:
         """Serve the call in the window (x0..x5 valid) and write back; False if the PE does not go on."""
-        result = self.router.call(pe, view)
-        delivery = self._delivery
         x = view.x
+        fid = x[0] & 0xFFFF_FFFF
+        result = (self._functions.get(fid) or self.router.function(fid))(pe, view)
+        delivery = self._delivery
         if result.__class__ is int:
             x[0] = result & 0xFFFF_FFFF_FFFF_FFFF
             x[1] = x[2] = x[3] = 0

@@ -185,7 +185,12 @@ class Delivery:
         handler.running_on = pe
         handler.delivered += 1
         self._clear_ready(handler)
-        self.refresh(pe)
+        # What refresh() would find: a busy PE takes nothing but critical events, or nothing at all.
+        self._takers_normal &= ~pe.bit
+        if event.priority:
+            self._takers_critical &= ~pe.bit
+        if self.shared_ready:
+            self._offer()
 
         pstate = x[PSTATE]
         if self._clear_registers:
@@ -213,8 +218,9 @@ class Delivery:
         handler.completed += 1
         handler.failed += failed
         # A handler that was being unregistered is now; an event that came meanwhile is ready.
-        self.change(handler, _COMPLETE[handler.state][0])
-        if handler.state == _UNREGISTERED:
+        state = _COMPLETE[handler.state][0]
+        self.change(handler, state)
+        if state == _UNREGISTERED:
             self.released(handler)
         self.refresh(pe)
         for hook in self._on_completed:

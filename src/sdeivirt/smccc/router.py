@@ -104,7 +104,7 @@ class Router:
 
     def __init__(self) -> None:
         self._services: list[Service] = []
-        self._functions: dict[int, Function] = {}
+        self.functions: dict[int, Function] = {}  # all that can be called now, by id; laid out by freeze()
         self.bitmaps = {owner: Bitmap(owner) for owner in BITMAP_REGISTERS}
 
     @property
@@ -135,12 +135,10 @@ class Router:
         """Fix the bitmaps, as the first run of a vCPU does, and lay out the table of functions."""
         for bitmap in self.bitmaps.values():
             bitmap.frozen = True
-        self._functions = {
-            fid: function
-            for service in self._services
-            if self.enabled(service)
-            for fid, function in service.functions.items()
-        }
+        self.functions.clear()
+        for service in self._services:
+            if self.enabled(service):
+                self.functions.update(service.functions)
 
     def enabled(self, service: Service) -> bool:
         """Whether the service's bit is set."""
@@ -155,21 +153,23 @@ class Router:
 
     def implements(self, fid: int) -> bool:
         """Whether a call of `fid` reaches a function."""
-        return hint(fid) in self._functions
+        return hint(fid) in self.functions
 
-    def call(self, caller: Caller, view: RegisterView) -> Result:
-        """Run the call whose id and first arguments stand in the window; nothing is written back.
+    def function(self, fid: int) -> Function:
+        """The function that a call of `fid` reaches.
 
         The flat table holds exactly the functions of the services that are
         switched on, so one look-up is the whole of owner, range and bitmap.
         """
-        fid = view.x[0] & M32
-        function = self._functions.get(fid)
-        if function is None:
-            function = self._functions.get(hint(fid))
-            if function is None:
-                return NOT_SUPPORTED
-        return function(caller, view)
+        return self.functions.get(hint(fid), _not_supported)
+
+    def call(self, caller: Caller, view: RegisterView) -> Result:
+        """Run the call whose id and first arguments stand in the window; nothing is written back."""
+        return self.function(view.x[0] & M32)(caller, view)
+
+
+def _not_supported(_caller: Caller, _view: RegisterView) -> Result:
+    return NOT_SUPPORTED
 
 
 def write_result(x: memoryview, result: int | tuple[int, int, int, int]) -> None:
