@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one thin module a verb, loaded when the verb is used.
+
+Results go to standard output, everything else to standard error. Exit codes:
+0 ok, 1 a check failed, 2 usage, 3 machine or environment unavailable, 124
+time-out, 128 + n after signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from .. import __version__
+from ..errors import SdeivirtError
+
+__all__ = ["app", "main"]
+
+BROKEN_PIPE = 128 + 13  # as if SIGPIPE had ended us
+INTERRUPTED = 128 + 2
+
+app = App(
+    name="sdeivirt",
+    version=__version__,
+    help="SDEI (Arm DEN0054C) for real AArch64 guests: the hypervisor's side.",
+    default_parameter=Parameter(negative=()),
+    exit_on_error=False,
+    print_error=False,
+    result_action="return_value",
+)
+# The module of each verb, and the App or function in it; imported when the verb is used.
+_VERBS = {
+    "selftest": "selftest:selftest",
+    "run": "run:run",
+    "inject": "inject:inject",
+    "status": "status:status",
+    "doctor": "doctor:doctor",
+    "tables": "tables:app",
+    "bench": "bench:app",
+    "completion": "completion:completion",
+}
+for _verb, _target in _VERBS.items():
+    app.command(f"{__name__}.{_target}", name=_verb)
+
+
+def _complain(message: str, hint: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _discard_output() -> None:
+    """Nobody reads our output any more; the interpreter must not try to flush it at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.close(devnull)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` by default); the exit code."""
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    if not words or words[0] in app.help_flags:
+        for verb in _VERBS:
+            app[verb]  # loads it, so that the help can say what it does
+    try:
+        result = app(words)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except CycloptsError as error:
+        verb = " ".join(("sdeivirt", *(error.command_chain or ())))
+        _complain(str(error).strip().removesuffix("."), f"see `{verb} --help`")
+        return 2
+    except SdeivirtError as error:
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments that several verbs take, and how they are read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..machine import Machine
+    from ..sdei import Policy
+
+__all__ = ["Json", "MachineOptions", "Number", "Seconds", "Size", "VmName", "disable_services", "policy_named"]
+
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
+_SIZE = re.compile(rf"({_NUMBER.pattern})([KMG]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+
+
+def _integer(text: str) -> int:
+    return int(text, 16 if text[:2] in ("0x", "0X") else 10)
+
+
+def _number(_type: Any, tokens: Sequence[Any]) -> int:
+    text: str = tokens[0].value
+    if not _NUMBER.fullmatch(text) or len(text) > 100:
+        raise ValueError(f"{text[:40]!r} is no number; write it in decimal, or in hexadecimal with 0x")
+    return _integer(text)
+
+
+def _size(_type: Any, tokens: Sequence[Any]) -> int:
+    text: str = tokens[0].value
+    match = _SIZE.fullmatch(text)
+    if not match or len(text) > 100:
+        raise ValueError(f"{text[:40]!r} is no size; write bytes, or 64K, 64M, 1G")
+    return _integer(match.group(1)) << _UNITS[match.group(2).upper()]
+
+
+def _seconds(_type: Any, tokens: Sequence[Any]) -> float:
+    text: str = tokens[0].value
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text[:40]!r} is no time; write seconds, more than 0")
+    return value
+
+
+def _show_size(value: int) -> str:
+    return f"{value >> 20}M"
+
+
+Number = Annotated[int, Parameter(converter=_number)]
+Size = Annotated[int, Parameter(converter=_size, show_default=_show_size)]
+Seconds = Annotated[float, Parameter(converter=_seconds)]
+
+
+def _complete_vms(_context: object) -> list[str]:
+    from ..control.runtime import running_vms
+
+    return [vm.name for vm in running_vms()]
+
+
+def _complete_machines(_context: object) -> list[str]:
+    from ..machine import MACHINES
+
+    return list(MACHINES)
+
+
+def _complete_policies(_context: object) -> list[str]:
+    from ..sdei.policy import POLICIES
+
+    return list(POLICIES)
+
+
+VmName = Annotated[str, Parameter(completer=_complete_vms)]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document instead.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What the machine is made of.
+
+    Parameters
+    ----------
+    machine
+        Which engine runs the guest.
+    vcpus
+        How many vCPUs, 1 to 512.
+    policy
+        Whose firmware to be like: kvm or tf-a.
+    conduit
+        The instruction that the device tree tells the guest to call with; both work.
+    seed
+        Schedule deterministically: the same seed gives the same run.
+    """
+
+    machine: Annotated[str, Parameter(completer=_complete_machines)] = "unicorn"
+    vcpus: Number = 2
+    policy: Annotated[str, Parameter(completer=_complete_policies)] = "kvm"
+    conduit: Literal["hvc", "smc"] = "hvc"
+    seed: Number | None = None
+
+
+def policy_named(name: str) -> Policy:
+    """The preset of that name. Raises UsageError."""
+    from ..sdei.policy import POLICIES
+
+    if name not in POLICIES:
+        raise UsageError(f"there is no policy {name!r}", f"policies are {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def disable_services(machine: Machine, names: Sequence[str]) -> None:
+    """Clear the bits of services, such as std-sdei. Raises UsageError for one that is not there."""
+    bitmaps = machine.firmware.router.bitmaps.values()
+    places = {name: (bitmap, bit) for bitmap in bitmaps for bit, name in bitmap.names.items()}
+    for name in names:
+        if name not in places:
+            raise UsageError(f"there is no service {name!r} to disable", f"services are {', '.join(places)}")
+        bitmap, bit = places[name]
+        bitmap.set(bitmap.value & ~(1 << bit))

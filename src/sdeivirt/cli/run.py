@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdeivirt run`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from ..control.host import RunResult, run_vm
+from ..control.runtime import VmDirectory
+from ..control.terminal import Terminal
+from ..errors import TimeLimitError, UsageError
+from ..guests import GUESTS, guest_path
+from ..machine import ExitReason, MachineConfig, open_machine
+from ..sdei.events import load_events, parse_event
+from ..smccc.ids import Conduit
+from . import BROKEN_PIPE
+from .options import MachineOptions, Number, Seconds, Size, disable_services, policy_named
+
+__all__ = ["run"]
+
+
+def run(
+    *,
+    guest: str | None = None,
+    kernel: Path | None = None,
+    name: str = "vm",
+    options: MachineOptions = MachineOptions(),  # noqa: B008 (frozen)
+    memory: Size = 64 << 20,
+    append: str = "",
+    event: list[str] | None = None,
+    events: Path | None = None,
+    private_slots: Number | None = None,
+    shared_slots: Number | None = None,
+    disable: list[str] | None = None,
+    watchdog: Seconds | None = None,
+    timeout: Seconds | None = None,
+) -> int:
+    """Run a guest on this terminal, open to injections from others.
+
+    On a terminal every key goes to the guest, Ctrl-C too; Ctrl-] ends the VM.
+    Exit codes: 0 the guest powered off or somebody ended the VM, 1 a vCPU
+    could not go on, 124 time-out.
+
+    Parameters
+    ----------
+    guest
+        An ELF file, or one of the guests that come with sdeivirt: selftest,
+        hypercalls, listen, bench.
+    kernel
+        An arm64 Image instead.
+    name
+        The name by which inject and status find the VM.
+    memory
+        How much RAM, such as 64M or 1G.
+    append
+        Boot arguments.
+    event
+        Define an event, such as 0x40000010:shared,critical,interrupt=40; any
+        number of times.
+    events
+        Define the events of a TOML file.
+    private_slots
+        How many PPIs the guest can bind, instead of the policy's number.
+    shared_slots
+        How many SPIs the guest can bind, instead of the policy's number.
+    disable
+        A service to switch off: std-trng, std-sdei or vendor-hyp.
+    watchdog
+        Seconds that one SDEI handler may run before its vCPU counts as stuck.
+    timeout
+        Seconds that the guest may run.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    image = _image(guest, kernel)
+    policy = policy_named(options.policy)
+    config = MachineConfig(
+        name=name,
+        vcpus=options.vcpus,
+        memory=memory,
+        policy=replace(
+            policy,
+            private_slots=policy.private_slots if private_slots is None else private_slots,
+            shared_slots=policy.shared_slots if shared_slots is None else shared_slots,
+        ),
+        events=(*(load_events(events) if events else ()), *map(parse_event, event or ())),
+        conduit=Conduit(options.conduit),
+        bootargs=append,
+        seed=options.seed,
+        watchdog=watchdog,
+    )
+    with (
+        _signals_end_us(),
+        VmDirectory.acquire(name) as directory,
+        open_machine(options.machine, config) as machine,
+        Terminal() as terminal,
+    ):
+        disable_services(machine, disable or ())
+        machine.load(image)
+
+        def ready() -> None:
+            terminal.say(f"VM {name!r}: control directory {directory.path}")
+            terminal.say(f"inject with `sdeivirt inject {name} 0` or `echo 0 > {directory.fifo(0)}`")
+            if terminal.interactive:
+                terminal.say("Ctrl-] ends the VM")
+
+        result = run_vm(machine, directory, terminal, timeout, ready)
+        terminal.restore()
+        return _exit_code(result, terminal, timeout)
+
+
+def _image(guest: str | None, kernel: Path | None) -> Path:
+    if (guest is None) == (kernel is None):
+        raise UsageError(
+            "name either a guest or a kernel", f"--guest ELF or one of {', '.join(GUESTS)}; --kernel IMAGE"
+        )
+    if kernel is not None:
+        return kernel
+    assert guest is not None
+    return guest_path(guest) if guest in GUESTS else Path(guest)
+
+
+@contextmanager
+def _signals_end_us() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack, as SIGINT does, so that nothing is left behind."""
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    saved = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(result: RunResult, terminal: Terminal, timeout: float | None) -> int:
+    reason = result.outcome.reason
+    if terminal.broken:
+        return BROKEN_PIPE
+    if reason is ExitReason.TIME_LIMIT:
+        for fault in result.outcome.faults:
+            print(fault.render(), file=sys.stderr)
+        raise TimeLimitError(f"the guest ran longer than {timeout:g} s", "allow more with --timeout SECONDS")
+    if result.signal is not None:
+        return 128 + result.signal
+    if reason is ExitReason.ALL_OFF:
+        terminal.say("every vCPU has turned itself off: the VM has ended")
+    return 1 if reason is ExitReason.FAULT else 0

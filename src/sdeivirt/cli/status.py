@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdeivirt status`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import asdict
+from typing import TypeVar
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..control.client import VmClient
+from ..control.runtime import RunningVm, running_vms
+from ..errors import SdeivirtError
+from ..machine.report import EventStatus, HandlerReport, PeStatus, VmStatus
+from .options import Json, VmName
+from .output import flags, ranges, show, table
+
+__all__ = ["status"]
+
+_LIST_PATIENCE = 2.0
+
+T = TypeVar("T")
+
+
+def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = False) -> None:
+    """Show all running VMs, or everything about one.
+
+    vCPUs in the same state share a line; their counts are added up.
+
+    Parameters
+    ----------
+    vm
+        The VM's name; without one, all are listed.
+    all_
+        Give every vCPU a line of its own.
+    """
+    if vm is None:
+        _list(json_)
+        return
+    with VmClient(vm) as client:
+        report = client.status()
+    if json_:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        _show(report, fold=not all_)
+
+
+# -- all VMs
+
+
+def _summary(vm: RunningVm) -> dict[str, object]:
+    row: dict[str, object] = {"name": vm.name, "pid": vm.pid}
+    try:
+        with VmClient(vm.name, _LIST_PATIENCE) as client:
+            report = client.status()
+    except SdeivirtError:
+        return row | {"machine": None, "vcpus": None, "state": "does not answer"}
+    return row | {"machine": report.machine, "vcpus": len(report.vcpus), "state": report.state}
+
+
+def _list(as_json: bool) -> None:
+    rows = [_summary(vm) for vm in running_vms()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif rows:
+        made = table("", "VM", "pid", "machine", "vCPUs", "state")
+        for row in rows:
+            made.add_row(*(Text("-" if value is None else str(value)) for value in row.values()))
+        show(made)
+    else:
+        print("no VM is running")
+
+
+# -- one VM
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _show(report: VmStatus, fold: bool) -> None:
+    head = (
+        f"VM {report.name}: {report.state}, machine {report.machine}, scheduler {report.scheduler}, "
+        f"{len(report.vcpus)} vCPUs, {report.memory >> 20} MiB, policy {report.policy}"
+    )
+    parts: list[RenderableType] = [Text(head), "", _pes(report.vcpus, fold), "", _events(report.events, fold)]
+    for fault in report.faults:
+        parts += ["", Text(fault.render(), overflow="ignore", no_wrap=True)]
+    show(*parts)
+
+
+def _pes(vcpus: list[PeStatus], fold: bool) -> Table:
+    made = table("PEs", "vCPU", "affinity", "power", "masked", "running", "nesting")
+    for group in _grouped(vcpus, lambda pe: (pe.power, pe.masked, tuple(pe.running), *(() if fold else (pe.vcpu,)))):
+        pe = group[0]
+        affinities = f"{pe.affinity:#x}" + (f" to {group[-1].affinity:#x}" if len(group) > 1 else "")
+        made.add_row(
+            ranges(pe.vcpu for pe in group),
+            affinities,
+            Text(pe.power, "bold red" if pe.power == "faulted" else ""),
+            "yes" if pe.masked else "no",
+            " > ".join(f"{event:#x}" for event in pe.running) or "-",
+            str(pe.nesting),
+        )
+    return made
+
+
+_COUNTS = ("injected", "delivered", "completed", "failed", "coalesced", "dropped")
+
+
+def _flags(handler: HandlerReport) -> str:
+    return flags([(name, getattr(handler, name)) for name in ("registered", "enabled", "running", "pending")])
+
+
+def _events(events: list[EventStatus], fold: bool) -> Table:
+    made = table("Events", "event", "type", "priority", "from", "vCPU", "state", *_COUNTS)
+    for event in events:
+        interrupt = "" if event.interrupt is None else f"INTID {event.interrupt}"
+        source = interrupt or ("signal" if event.signalable else "host")
+        head = [f"{event.number:#x}", event.type, event.priority, source + (" (bound)" if event.dynamic else "")]
+        if not event.handlers:
+            made.add_row(*head, "-", "never registered")
+        groups = _grouped(event.handlers, lambda handler: (_flags(handler), *(() if fold else (handler.vcpu,))))
+        for group in groups:
+            counts = (sum(getattr(handler, name) for handler in group) for name in _COUNTS)
+            made.add_row(*head, _where(group), _flags(group[0]), *(str(count) for count in counts))
+            head = [""] * len(head)
+    return made
+
+
+def _where(group: list[HandlerReport]) -> str:
+    handler = group[0]
+    if handler.vcpu is not None:
+        return ranges(handler.vcpu for handler in group if handler.vcpu is not None)
+    routed = "any" if handler.routed_to is None else f"{handler.routed_to}"
+    return routed if handler.runs_on is None else f"{routed}, runs on {handler.runs_on}"

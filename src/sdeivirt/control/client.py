@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other end of the control socket, for programs that do without asyncio.
+
+    with VmClient("vm") as vm:
+        vm.inject(0, vcpu=1)
+        print(vm.status().vcpus[1].running)
+
+What the VM refuses is raised here as the same error that the machine raised
+there. The protocol is spoken by the QMP client of the QEMU project. The
+machine's own modules are loaded only for the records that they define: who
+merely injects does not wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from .. import errors
+from ..errors import EnvironmentUnavailableError, SdeivirtError, TimeLimitError, UnknownVmError
+from .runtime import RunningVm, find_vm
+
+if TYPE_CHECKING:
+    from ..machine.report import VmStatus
+    from ..sdei.service import Injection
+
+__all__ = ["VmClient", "status_from_json"]
+
+# Every failure reaches the caller as an exception; the library's own log would say it twice.
+_log = logging.getLogger(__name__).getChild("qmp")
+_log.setLevel(logging.CRITICAL)
+
+_RETRY = 0.02
+_MAX_REPLY = 256 << 20  # the status of 512 vCPUs with a thousand events each
+
+T = TypeVar("T")
+
+
+def _record(kind: Callable[..., T], data: Mapping[str, Any], **replaced: Any) -> T:
+    """A record from the members of a JSON object; a newer VM may send some that we do not know."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in data.items() if name in names} | replaced)
+
+
+def status_from_json(data: Mapping[str, Any]) -> VmStatus:
+    """The record that `query-vm` wrote down."""
+    from ..machine.report import EventStatus, FaultReport, HandlerReport, PeStatus, VmStatus
+
+    return _record(
+        VmStatus,
+        data,
+        vcpus=[_record(PeStatus, vcpu) for vcpu in data["vcpus"]],
+        events=[
+            _record(EventStatus, event, handlers=[_record(HandlerReport, handler) for handler in event["handlers"]])
+            for event in data["events"]
+        ],
+        faults=[_record(FaultReport, fault) for fault in data["faults"]],
+    )
+
+
+def _error(data: Mapping[str, Any]) -> SdeivirtError:
+    """The error that the VM raised."""
+    name = data.get("type", "SdeivirtError")
+    kind = getattr(errors, name) if name in errors.__all__ else SdeivirtError
+    hint = data.get("hint", "")
+    error: SdeivirtError = kind(data["desc"].removesuffix(f" ({hint})"), hint)
+    error.exit_code = data.get("exit-code", kind.exit_code)
+    return error
+
+
+class VmClient:
+    """A connection to a running VM. A context manager; not to be shared between threads.
+
+    `patience` is how many seconds the VM may take to listen and to answer.
+    Every method raises UnknownVmError where the VM has ended, and
+    EnvironmentUnavailableError where it does not answer.
+    """
+
+    def __init__(self, name: str, patience: float = 10.0) -> None:
+        self.vm: RunningVm = find_vm(name)
+        self._patience = patience
+        self._runner = asyncio.Runner()
+        self._closed = False
+        self._qmp: QMPClient
+        self._events = EventListener()
+        try:
+            self._runner.run(self._connect())
+        except BaseException:
+            self._runner.close()
+            raise
+
+    async def _connect(self) -> None:
+        deadline = time.monotonic() + self._patience
+        while True:
+            self._qmp = QMPClient(readbuflen=_MAX_REPLY)
+            self._qmp.logger = _log
+            self._qmp.register_listener(self._events)
+            try:
+                return await asyncio.wait_for(self._qmp.connect(str(self.vm.control_socket)), self._patience)
+            except (ConnectError, TimeoutError) as error:
+                # It holds its lock, so it lives: it has just started, or is about to end.
+                self.vm = find_vm(self.vm.name)
+                if time.monotonic() > deadline:
+                    raise self._silent() from error
+            await asyncio.sleep(_RETRY)
+
+    def _silent(self) -> EnvironmentUnavailableError:
+        pid = f" (pid {self.vm.pid})" if self.vm.pid else ""
+        return EnvironmentUnavailableError(f"the VM {self.vm.name!r}{pid} does not answer", "is its process stopped?")
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._runner.run(asyncio.wait_for(work, self._patience))
+        except ExecuteError as error:
+            raise _error(cast("Mapping[str, Any]", error.received["error"])) from None
+        except TimeoutError as error:
+            raise self._silent() from error
+        except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
+            raise UnknownVmError(f"the VM {self.vm.name!r} ended before it answered") from error
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """Run any command of the control socket; its return value. Arguments that are None are left out."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return self._run(self._qmp.execute(command, given))
+
+    def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
+        """As :meth:`Machine.inject`, with the same errors."""
+        from ..sdei.service import Injection
+
+        return _record(Injection, self.execute("inject-event", event=event, vcpu=vcpu, affinity=affinity))
+
+    def cancel(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> bool:
+        """As :meth:`Machine.cancel`, with the same errors."""
+        return bool(self.execute("cancel-event", event=event, vcpu=vcpu, affinity=affinity)["cancelled"])
+
+    def status(self) -> VmStatus:
+        """As :meth:`Machine.status`."""
+        return status_from_json(self.execute("query-vm"))
+
+    def pause(self) -> None:
+        """Stop all vCPUs; returns when they have stopped."""
+        self.execute("stop")
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+        self.execute("cont")
+
+    def quit(self) -> None:
+        """End the VM."""
+        self.execute("quit")
+
+    def wait_event(self, name: str, limit: float) -> dict[str, Any]:
+        """The data of the next event of that name, such as SHUTDOWN. Raises TimeLimitError after `limit` seconds."""
+
+        async def wait() -> dict[str, Any]:
+            async with asyncio.timeout(limit):
+                while True:
+                    message = await self._events.get()
+                    if message["event"] == name:
+                        return cast("dict[str, Any]", message["data"])
+
+        try:
+            return self._runner.run(wait())
+        except TimeoutError as error:
+            raise TimeLimitError(f"no {name} within {limit} seconds") from error
+
+    def close(self) -> None:
+        """Disconnect. Can be called twice."""
+
+        async def disconnect() -> None:
+            try:
+                await self._qmp.disconnect()
+            except Exception:
+                _log.debug("the connection ended in an error", exc_info=True)
+
+        if not self._closed:
+            self._closed = True
+            with self._runner:
+                self._runner.run(disconnect())
+
+    def __enter__(self) -> VmClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

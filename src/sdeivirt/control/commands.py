@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the control socket, without the socket.
+
+    query-version                             as QEMU
+    query-commands                            as QEMU
+    query-status                              as QEMU: running, status
+    query-vm                                  every member of VmStatus
+    inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
+    cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
+    stop, cont                                as QEMU: pause and go on
+    quit                                      end the VM
+
+A command is called by name with arguments by name; a number may also be a
+string such as "0x40000010", for clients whose users type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .. import __version__
+from ..errors import SdeivirtError, StateError, UsageError
+from ..machine import Machine
+
+__all__ = ["CommandError", "Commands", "Request", "error_object", "parse_request", "version_object"]
+
+_log = logging.getLogger(__name__)
+
+_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
+_MAX_NUMBER = (1 << 64) - 1
+
+# QEMU's names (qapi/run-state.json, RunState) for the states of a machine.
+_RUN_STATES = {"created": "prelaunch", "running": "running", "paused": "paused", "stopped": "shutdown"}
+
+
+class CommandError(Exception):
+    """A request that cannot be served: QMP's error class, and a description."""
+
+    def __init__(self, description: str, error_class: str = "GenericError") -> None:
+        super().__init__(description)
+        self.error_class = error_class
+
+
+def version_object() -> dict[str, Any]:
+    """The version as QMP tells it. QMP clients look for the numbers under "qemu"; "package" says whose they are."""
+    major, minor, micro = (int(part) for part in __version__.split(".")[:3])
+    return {"qemu": {"major": major, "minor": minor, "micro": micro}, "package": f"sdeivirt {__version__}"}
+
+
+def error_object(error: BaseException) -> dict[str, Any]:
+    """QMP's error object. For errors of ours "type", "hint" and "exit-code" tell our client the rest."""
+    if isinstance(error, CommandError):
+        return {"class": error.error_class, "desc": str(error)}
+    if isinstance(error, SdeivirtError):
+        return {
+            "class": "GenericError",
+            "desc": str(error),
+            "type": type(error).__name__,
+            "hint": error.hint,
+            "exit-code": error.exit_code,
+        }
+    _log.error("a command failed", exc_info=error)
+    return {"class": "GenericError", "desc": f"internal error: {error!r}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command as it was asked for."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def parse_request(message: object) -> Request:
+    """Read a request. Raises CommandError in QEMU's words."""
+    if not isinstance(message, dict):
+        raise CommandError("QMP input must be a JSON object")
+    for member in message:
+        if member not in ("execute", "arguments", "id"):
+            raise CommandError(f"QMP input member {member[:40]!r} is unexpected")
+    if "execute" not in message:
+        raise CommandError("QMP input lacks member 'execute'")
+    name, arguments = message["execute"], message.get("arguments", {})
+    if not isinstance(name, str):
+        raise CommandError("QMP input member 'execute' must be a string")
+    if not isinstance(arguments, dict):
+        raise CommandError("QMP input member 'arguments' must be an object")
+    return Request(name, arguments)
+
+
+def _number(name: str, value: object) -> int:
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        value = int(value, 16)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CommandError(f"argument {name!r} must be a number")
+    if not 0 <= value <= _MAX_NUMBER:
+        raise CommandError(f"argument {name!r} must be 0 to {_MAX_NUMBER:#x}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """What a command runs, and the numbers it takes."""
+
+    run: Callable[..., Awaitable[object]]
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = field(default=())
+
+    def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+        """The arguments, checked. Raises CommandError that names the first wrong one."""
+        for name in self.required:
+            if name not in arguments:
+                raise CommandError(f"argument {name!r} is missing")
+        for name in arguments:
+            if name not in self.required and name not in self.optional:
+                raise CommandError(f"argument {name[:40]!r} is unexpected")
+        return {name: _number(name, value) for name, value in arguments.items()}
+
+
+class Commands:
+    """The commands over one machine. `emit(event, data)` tells all clients; `quit` asks the host to end the VM."""
+
+    def __init__(self, machine: Machine, emit: Callable[[str, dict[str, Any]], None], quit: Callable[[], None]) -> None:
+        self._machine = machine
+        self._emit = emit
+        self._quit = quit
+        self._run_state = asyncio.Lock()  # one stop or cont at a time
+        target = ("vcpu", "affinity")
+        self._table: dict[str, _Command] = {
+            "query-version": _Command(self._query_version),
+            "query-commands": _Command(self._query_commands),
+            "query-status": _Command(self._query_status),
+            "query-vm": _Command(self._query_vm),
+            "inject-event": _Command(self._inject_event, ("event",), target),
+            "cancel-event": _Command(self._cancel_event, ("event",), target),
+            "stop": _Command(self._stop),
+            "cont": _Command(self._cont),
+            "quit": _Command(self._end),
+        }
+
+    async def execute(self, request: Request) -> object:
+        """Run a command; its return value. Raises CommandError, SdeivirtError."""
+        command = self._table.get(request.name)
+        if command is None:
+            raise CommandError(f"The command {request.name[:40]} has not been found", "CommandNotFound")
+        return await command.run(**command.bind(request.arguments))
+
+    async def _query_version(self) -> object:
+        return version_object()
+
+    async def _query_commands(self) -> object:
+        return [{"name": name} for name in ("qmp_capabilities", *self._table)]
+
+    async def _query_status(self) -> object:
+        state = self._machine.state
+        return {"running": state == "running", "status": _RUN_STATES[state]}
+
+    async def _query_vm(self) -> object:
+        return asdict(self._machine.status())
+
+    async def _inject_event(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> object:
+        _check_target(vcpu, affinity)
+        return asdict(self._machine.inject(event, vcpu, affinity))
+
+    async def _cancel_event(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> object:
+        _check_target(vcpu, affinity)
+        return {"cancelled": self._machine.cancel(event, vcpu, affinity)}
+
+    async def _stop(self) -> object:
+        async with self._run_state:
+            if self._state_of_living() == "running":
+                await asyncio.to_thread(self._machine.pause)
+                self._emit("STOP", {})
+        return {}
+
+    async def _cont(self) -> object:
+        async with self._run_state:
+            if self._state_of_living() == "paused":
+                await asyncio.to_thread(self._machine.resume)
+                self._emit("RESUME", {})
+        return {}
+
+    async def _end(self) -> object:
+        self._quit()
+        return {}
+
+    def _state_of_living(self) -> str:
+        state = self._machine.state
+        if state == "stopped":
+            raise StateError("the VM has ended")
+        return state
+
+
+def _check_target(vcpu: int | None, affinity: int | None) -> None:
+    if vcpu is not None and affinity is not None:
+        raise UsageError("a vCPU and an affinity were both named", "name the vCPU by one of them")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Injection FIFOs: `echo 0 > .../vcpu-1` injects event 0 into vCPU 1.
+
+The KVM series' authors injected from the host's shell through a file in
+/proc; this is that file. Numbers are decimal or hexadecimal, with white space
+between them; the last one may also end with the writer's closing the FIFO.
+What is no number, or cannot be injected, is warned of and passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import SdeivirtError
+
+__all__ = ["InjectionFifos", "Numbers"]
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 4096
+_LONGEST = 32  # bytes of a word; the longest number has 20
+_NUMBER = re.compile(rb"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
+_BLANKS = re.compile(rb"\s+")
+_WARNINGS_PER_SECOND = 5
+
+
+class Numbers:
+    """Bytes in, words out; a word that does not end is cut off rather than kept."""
+
+    def __init__(self) -> None:
+        self._word = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The words that `data` completes. No data at all is the end of the last one."""
+        *words, last = _BLANKS.split(self._word + data) if data else (self._word, b"")
+        self._word = last[: _LONGEST + 1]
+        yield from filter(None, words)
+
+
+class _Warnings:
+    """Warnings, a few a second: whoever writes garbage writes a lot of it."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def __call__(self, text: str) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > _WARNINGS_PER_SECOND:
+                _log.warning("%d more warnings about injection FIFOs", self._count - _WARNINGS_PER_SECOND)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= _WARNINGS_PER_SECOND:
+            _log.warning("%s", text)
+
+
+class _Fifo:
+    """One FIFO, read on the event loop.
+
+    Reading ends whenever the last writer has gone. The FIFO is then opened
+    anew before the old descriptor is closed, so that nothing a writer puts in
+    between is lost, and a writer never finds it without a reader.
+    """
+
+    def __init__(self, path: Path, word: Callable[[bytes], None]) -> None:
+        self._path = path
+        self._word = word
+        self._numbers = Numbers()
+        os.mkfifo(path, 0o600)
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+        return fd
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            old = self._fd
+            try:
+                self._fd = self._open()
+            except FileNotFoundError:
+                self._fd = -1
+                _log.warning("%s was removed: nothing can be injected through it any more", self._path)
+            self._close(old)
+        for word in self._numbers.feed(data):
+            self._word(word)
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd >= 0:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        self._close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+class InjectionFifos:
+    """The FIFOs of all vCPUs. `path(vcpu)` says where; `inject(event, vcpu)` may raise SdeivirtError."""
+
+    def __init__(self, vcpus: int, path: Callable[[int], Path], inject: Callable[[int, int], object]) -> None:
+        self._vcpus = vcpus
+        self._path = path
+        self._inject = inject
+        self._fifos: list[_Fifo] = []
+        self._warn = _Warnings()
+
+    def open(self) -> None:
+        """Make them, on the running event loop. Raises OSError."""
+        for vcpu in range(self._vcpus):
+            self._fifos.append(_Fifo(self._path(vcpu), lambda word, vcpu=vcpu: self._take(vcpu, word)))  # type: ignore[misc]
+
+    def _take(self, vcpu: int, word: bytes) -> None:
+        name = self._path(vcpu).name
+        if not _NUMBER.fullmatch(word):
+            shown = ascii(word[:_LONGEST].decode("ascii", "backslashreplace"))
+            self._warn(f"{name}: {shown} is no event number")
+            return
+        event = int(word, 16) if word[:2] in (b"0x", b"0X") else int(word)
+        try:
+            self._inject(event, vcpu)
+        except SdeivirtError as error:
+            self._warn(f"{name}: {error}")
+
+    def close(self) -> None:
+        """Remove them."""
+        while self._fifos:
+            self._fifos.pop().close()

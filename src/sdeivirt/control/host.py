@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine in the foreground: its runtime directory, control socket, FIFOs and terminal.
+
+The event loop has the main thread, the machine a thread of its own. The run
+ends when the guest powers off or cannot go on, when a client says `quit`, at
+Ctrl-] on the terminal, at a signal, or when the time is over; whichever it
+is, nothing stays behind in the file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import EnvironmentUnavailableError
+from ..machine import ExitReason, FaultReport, Machine, Outcome
+from .fifos import InjectionFifos
+from .runtime import VmDirectory
+from .server import ControlServer
+from .terminal import Terminal
+
+__all__ = ["RunResult", "run_vm"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FAULT_INTERVAL = 0.1
+_FILES = 2048
+
+# QEMU's names (qapi/run-state.json, ShutdownCause) for what ends a run.
+_CAUSES = {
+    ExitReason.POWER_OFF: "guest-shutdown",
+    ExitReason.ALL_OFF: "guest-shutdown",
+    ExitReason.FAULT: "guest-panic",
+    ExitReason.TIME_LIMIT: "host-error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended. `cause` is QEMU's name for it; `signal` the signal that ended it, if one did."""
+
+    outcome: Outcome
+    cause: str
+    signal: signal.Signals | None = None
+
+
+def run_vm(
+    machine: Machine,
+    directory: VmDirectory,
+    terminal: Terminal,
+    limit: float | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Run a loaded machine to its end, and release the directory.
+
+    `limit` is in seconds; `ready` is called when the control socket and the
+    FIFOs are there, just before the first instruction. Call it on the main
+    thread, since it handles signals. Raises EnvironmentUnavailableError
+    where sockets or FIFOs cannot be made, and what the machine raises.
+    """
+    try:
+        return asyncio.run(_Host(machine, directory, terminal, limit, ready).main())
+    finally:
+        directory.release()
+
+
+class _Host:
+    def __init__(
+        self,
+        machine: Machine,
+        directory: VmDirectory,
+        terminal: Terminal,
+        limit: float | None,
+        ready: Callable[[], None],
+    ) -> None:
+        self._machine = machine
+        self._directory = directory
+        self._terminal = terminal
+        self._limit = limit
+        self._ready = ready
+        self._server = ControlServer(machine, directory.control_socket, lambda: self._end("host-qmp-quit"))
+        self._fifos = InjectionFifos(
+            machine.config.vcpus, directory.fifo, lambda event, vcpu: machine.inject(event, vcpu)
+        )
+        self._cause = ""
+        self._signal: signal.Signals | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._reported: set[int] = set()
+
+    async def main(self) -> RunResult:
+        loop = asyncio.get_running_loop()
+        machine, terminal = self._machine, self._terminal
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        watch: asyncio.Task[None] | None = None
+        try:
+            await self._open()
+            machine.console = terminal.write
+            self._ready()
+            machine.start()
+            terminal.attach(machine.type_in, lambda: self._end("host-ui"), lambda: self._end("host-ui"))
+            watch = asyncio.create_task(self._watch())
+            outcome = await asyncio.to_thread(machine.wait, self._limit)
+            cause = _CAUSES.get(outcome.reason) or self._cause or "none"
+            self._report(outcome.faults if outcome.reason is not ExitReason.TIME_LIMIT else [])
+            guest = cause.startswith("guest-")
+            self._server.emit("SHUTDOWN", {"guest": guest, "reason": cause, "outcome": outcome.reason.value})
+            return RunResult(outcome, cause, self._signal if outcome.reason is ExitReason.STOPPED else None)
+        finally:
+            terminal.detach()
+            for task in filter(None, (watch, self._stopping)):
+                task.cancel()
+            self._fifos.close()
+            await self._server.close()
+            self._directory.release()  # while signals are still ours to handle
+
+    async def _open(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < _FILES:
+            wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        try:
+            self._fifos.open()
+            await self._server.open()
+        except OSError as error:
+            hint = "raise the limit with `ulimit -n`" if error.errno == errno.EMFILE else ""
+            raise EnvironmentUnavailableError(
+                f"cannot make sockets and FIFOs in {self._directory.path}: {error.strerror}", hint
+            ) from error
+
+    def _signalled(self, number: signal.Signals) -> None:
+        if self._signal is not None:
+            # Asked twice: do not wait for a machine that does not stop.
+            self._terminal.restore()
+            self._directory.release()
+            os._exit(128 + number)
+        self._signal = signal.Signals(number)
+        self._end("host-signal")
+
+    def _end(self, cause: str) -> None:
+        self._cause = self._cause or cause
+        self._terminal.detach()
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(asyncio.to_thread(self._machine.stop))
+
+    # -- faults
+
+    async def _watch(self) -> None:
+        """Tell of vCPUs that fault while others go on."""
+        while True:
+            self._report(self._machine.faults())
+            await asyncio.sleep(_FAULT_INTERVAL)
+
+    def _report(self, faults: list[FaultReport]) -> None:
+        for fault in faults:
+            if fault.vcpu not in self._reported:
+                self._reported.add(fault.vcpu)
+                self._terminal.say(fault.render())
+                self._server.emit("VCPU_FAULT", {"vcpu": fault.vcpu, "reason": fault.reason, "pc": fault.pc})

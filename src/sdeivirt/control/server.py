@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: QMP framing (QEMU docs/interop/qmp-spec) over a Unix socket.
+
+    S: {"QMP": {"version": {...}, "capabilities": []}}
+    C: {"execute": "qmp_capabilities"}
+    S: {"return": {}}
+    C: {"execute": "inject-event", "arguments": {"event": 0, "vcpu": 1}, "id": 7}
+    S: {"return": {"event": 0, "vcpu": 1, "waits": "", "coalesced": false}, "id": 7}
+    S: {"event": "SHUTDOWN", "data": {...}, "timestamp": {"seconds": ..., "microseconds": ...}}
+
+Events: VCPU_FAULT, STOP, RESUME, SHUTDOWN. A client can be as slow, silent or
+broken as it likes: it is served from a task and a bounded buffer of its own,
+and dropped when that does not suffice. The VM and the other clients do not
+notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..machine import Machine
+from .commands import CommandError, Commands, error_object, parse_request, version_object
+from .framing import FramingError, Splitter, decode, encode
+
+__all__ = ["ControlServer"]
+
+MAX_CLIENTS = 256
+# Events that a client has not read. More, and it is dropped.
+MAX_UNREAD = 256 << 10
+# A client that does not take a reply, or its last events, for so many seconds is dropped.
+REPLY_PATIENCE = 30.0
+CLOSE_PATIENCE = 1.0
+
+_CHUNK = 64 << 10
+
+
+class _Client:
+    """One connection. Commands are answered one after the other, in order."""
+
+    def __init__(self, commands: Commands, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._commands = commands
+        self._reader = reader
+        self._writer = writer
+        self._negotiated = False
+        self._replying = False
+        self._late_events = bytearray()  # came up in the middle of a reply
+        writer.transport.set_write_buffer_limits(high=_CHUNK)
+
+    async def serve(self) -> None:
+        """Answer until the client leaves or has to go."""
+        splitter = Splitter()
+        try:
+            await self._reply({"QMP": {"version": version_object(), "capabilities": []}})
+            while data := await self._reader.read(_CHUNK):
+                try:
+                    for text in splitter.feed(data):
+                        await self._reply(await self._answer(text))
+                        await asyncio.sleep(0)  # the others' turn, though this one may have sent a thousand commands
+                except FramingError as error:
+                    await self._reply({"error": {"class": "GenericError", "desc": f"JSON parse error, {error}"}})
+                    break
+        except (OSError, TimeoutError):
+            self.drop()
+        finally:
+            self._writer.close()
+
+    async def _answer(self, text: bytes) -> dict[str, Any]:
+        try:
+            message = decode(text)
+        except (ValueError, RecursionError) as error:
+            return {"error": {"class": "GenericError", "desc": f"JSON parse error, {error}"}}
+        tag = {"id": message["id"]} if isinstance(message, dict) and "id" in message else {}
+        try:
+            return {"return": await self._execute(message)} | tag
+        except Exception as error:
+            return {"error": error_object(error)} | tag
+
+    async def _execute(self, message: object) -> object:
+        request = parse_request(message)
+        if request.name == "qmp_capabilities":
+            if self._negotiated:
+                raise CommandError("Capabilities negotiation is already complete, command ignored", "CommandNotFound")
+            if request.arguments.get("enable"):
+                raise CommandError("there are no capabilities to enable")
+            self._negotiated = True
+            return {}
+        if not self._negotiated:
+            raise CommandError("Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound")
+        return await self._commands.execute(request)
+
+    async def _reply(self, message: dict[str, Any]) -> None:
+        data = encode(message)
+        self._replying = True
+        async with asyncio.timeout(REPLY_PATIENCE):
+            for start in range(0, len(data), _CHUNK):
+                self._writer.write(data[start : start + _CHUNK])
+                await self._writer.drain()
+        self._replying = False
+        if self._late_events:
+            self._writer.write(bytes(self._late_events))
+            self._late_events.clear()
+
+    def tell(self, data: bytes) -> None:
+        """Send an event, now or after the reply that is under way."""
+        if not self._negotiated:
+            return
+        if self._replying:
+            self._late_events += data
+        else:
+            self._writer.write(data)
+        if len(self._late_events) + self._writer.transport.get_write_buffer_size() > MAX_UNREAD:
+            self.drop()
+
+    def drop(self) -> None:
+        """Cut the connection, whatever is still to be sent."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Send what is still to be sent, unless the client does not want it."""
+        self._writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_PATIENCE):
+                await self._writer.wait_closed()
+        self.drop()
+
+
+class ControlServer:
+    """The control socket of a machine; `quit` is called when a client asks for the VM's end."""
+
+    def __init__(self, machine: Machine, path: Path, quit: Callable[[], None]) -> None:
+        self._commands = Commands(machine, self.emit, quit)
+        self._path = path
+        self._server: asyncio.Server | None = None
+        self._clients: dict[_Client, asyncio.Task[None]] = {}
+
+    async def open(self) -> None:
+        """Listen. Raises OSError."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Under its name once it listens: whoever finds the socket can connect.
+            unnamed = self._path.with_name(".sock")
+            listener.bind(os.fspath(unnamed))
+            unnamed.chmod(0o600)
+            self._server = await asyncio.start_unix_server(self._accept, sock=listener, backlog=MAX_CLIENTS)
+            unnamed.rename(self._path)
+        except BaseException:
+            listener.close()
+            raise
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MAX_CLIENTS:
+            writer.write(encode({"error": {"class": "GenericError", "desc": f"{MAX_CLIENTS} clients are enough"}}))
+            writer.close()
+            return
+        client = _Client(self._commands, reader, writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients[client] = task
+        try:
+            await client.serve()
+        finally:
+            del self._clients[client]
+
+    def emit(self, event: str, data: dict[str, Any]) -> None:
+        """Tell every client of an event. On the loop's thread."""
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        timestamp = {"seconds": seconds, "microseconds": nanoseconds // 1000}
+        line = encode({"event": event, "data": data, "timestamp": timestamp})
+        for client in list(self._clients):
+            client.tell(line)
+
+    async def close(self) -> None:
+        """Stop listening and let the clients go. The socket is removed first, so that nobody new comes."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        if self._server is not None:
+            self._server.close()
+        clients = dict(self._clients)
+        await asyncio.gather(*(client.close() for client in clients))
+        for task in clients.values():
+            task.cancel()
+        await asyncio.gather(*clients.values(), return_exceptions=True)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The far end of the guest's serial port: standard input and output of this process.
+
+Where standard input is a terminal, it goes into raw mode so that every key,
+Ctrl-C too, reaches the guest; Ctrl-] ends the VM. Anything else on standard
+input is typed in as it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ["ESCAPE", "Terminal"]
+
+ESCAPE = b"\x1d"  # Ctrl-]
+
+_STDIN = 0
+_STDOUT = 1
+_CHUNK = 1024
+# A pipe that polls as writable takes so much without blocking (POSIX: at least 512).
+_PIECE = select.PIPE_BUF
+
+
+def _may_control_terminal() -> bool:
+    """Whether standard input is a terminal that this process may read: a background job may not."""
+    try:
+        return os.isatty(_STDIN) and os.tcgetpgrp(_STDIN) == os.getpgrp()
+    except OSError:
+        return False
+
+
+class Terminal:
+    """A context manager: raw mode while inside, the mode before on every way out."""
+
+    def __init__(self) -> None:
+        self.interactive = _may_control_terminal()
+        self.broken = False  # whoever read our output has gone
+        self._saved: list[object] | None = None
+        self._closing = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_broken: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Terminal:
+        if self.interactive:
+            self._saved = termios.tcgetattr(_STDIN)
+            mode = termios.tcgetattr(_STDIN)
+            mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+            # Output processing stays on: it turns the guest's \n, and that of our own messages, into \r\n.
+            mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+            mode[6][termios.VMIN] = 1
+            mode[6][termios.VTIME] = 0
+            termios.tcsetattr(_STDIN, termios.TCSADRAIN, mode)
+        return self
+
+    def restore(self) -> None:
+        """Put the terminal back into the mode it was in. Can be called twice."""
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(_STDIN, termios.TCSANOW, saved)  # type: ignore[arg-type]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+    # -- output: called on the machine's thread
+
+    def write(self, data: bytes) -> None:
+        """The guest's output, unbuffered. Waits for a slow reader, but no longer than until :meth:`close`."""
+        view = memoryview(data)
+        poll = select.poll()
+        poll.register(_STDOUT, select.POLLOUT)
+        while view and not self.broken:
+            if not poll.poll(100):
+                if self._closing.is_set():
+                    return
+                continue
+            try:
+                view = view[os.write(_STDOUT, view[:_PIECE]) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                self.broken = True
+                if self._loop is not None:
+                    self._loop.call_soon_threadsafe(self._on_broken)
+
+    # -- input: on the event loop
+
+    def attach(self, type_in: Callable[[bytes], None], escape: Callable[[], None], broken: Callable[[], None]) -> None:
+        """From now on give input to `type_in`; call `escape` on Ctrl-], `broken` when nobody reads our output."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._on_broken = broken
+        if os.isatty(_STDIN) and not self.interactive:
+            return
+
+        def readable() -> None:
+            try:
+                data = os.read(_STDIN, _CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            if not data:
+                loop.remove_reader(_STDIN)
+            elif self.interactive and ESCAPE in data:
+                type_in(data[: data.index(ESCAPE)])
+                escape()
+            else:
+                type_in(data)
+
+        try:
+            loop.add_reader(_STDIN, readable)
+        except OSError:  # a regular file or /dev/null, which epoll refuses and which never blocks; or no stdin at all
+            threading.Thread(target=self._type_file, args=(type_in,), daemon=True).start()
+
+    def _type_file(self, type_in: Callable[[bytes], None]) -> None:
+        with contextlib.suppress(OSError):
+            while not self._closing.is_set() and (data := os.read(_STDIN, _CHUNK)):
+                type_in(data)
+
+    def detach(self) -> None:
+        """No more input, and no more waiting for a slow reader of our output."""
+        self._closing.set()
+        if self._loop is not None:
+            self._loop.remove_reader(_STDIN)
+
+    def say(self, text: str) -> None:
+        """A message of ours, on standard error."""
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)

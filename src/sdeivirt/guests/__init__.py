@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guests that come with the package, as AArch64 ELF files.
+
+    selftest     every call on every vCPU, as the KVM series' selftest does
+    hypercalls   what each service bit switches
+    listen       waits for injected events and prints each
+    bench        what `sdeivirt bench` measures
+
+Their sources are in guests/ of the repository; the package's build compiles them.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from ..errors import EnvironmentUnavailableError, UsageError
+
+__all__ = ["GUESTS", "guest_path"]
+
+GUESTS = ("selftest", "hypercalls", "listen", "bench")
+
+
+def guest_path(name: str) -> Path:
+    """The ELF file of a guest.
+
+    Raises UsageError for a name that is none of GUESTS, and
+    EnvironmentUnavailableError where the guest has not been built.
+    """
+    if name not in GUESTS:
+        raise UsageError(f"there is no built-in guest {name!r}", f"guests are {', '.join(GUESTS)}")
+    path = Path(str(files(__package__) / "bin" / f"{name}.elf"))
+    if not path.is_file():
+        raise EnvironmentUnavailableError(
+            f"the guest {name!r} is not built", "in a source tree run `python guests/build.py`"
+        )
+    return path

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a guest learns of SDEI: a node in the device tree, or an ACPI table.
+
+    devicetree.py   the tree that machines hand to their guests
+    acpi.py         the SDEI table
+
+`sdeivirt tables` writes either to a file.
+"""

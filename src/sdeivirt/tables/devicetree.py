@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device tree that a guest finds at the address in x0.
+
+It tells of the machine's map (that of QEMU's virt board), of PSCI, and of
+SDEI by the node that Linux looks for, /firmware/sdei:
+
+    Documentation/devicetree/bindings/arm/firmware/sdei.txt
+    Documentation/devicetree/bindings/arm/psci.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import fdt
+
+from ..errors import UsageError
+from ..smccc.ids import Conduit
+
+if TYPE_CHECKING:
+    from ..machine.base import MachineConfig
+
+__all__ = ["build", "sdei_node"]
+
+_RAM_BASE = 0x4000_0000
+_UART_BASE = 0x0900_0000
+_UART_SIZE = 0x1000
+_UART = f"pl011@{_UART_BASE:x}"
+_CLOCK_HZ = 24_000_000
+_CLOCK_PHANDLE = 1
+_MAX_BOOTARGS = 2048  # COMMAND_LINE_SIZE of arm64 Linux
+
+# The version of the format, and the oldest whose readers understand it (Devicetree specification 5.2).
+_VERSION = 17
+_COMPATIBLE_VERSION = 16
+
+
+def _strings(name: str, *values: str) -> fdt.PropStrings:
+    return fdt.PropStrings(name, *values)
+
+
+def _cells(name: str, *values: int) -> fdt.PropWords:
+    """A property of 32-bit cells."""
+    return fdt.PropWords(name, *values)
+
+
+def _wide(name: str, *values: int) -> fdt.PropWords:
+    """A property of 64-bit numbers, two cells each."""
+    return fdt.PropWords(name, *(half for value in values for half in (value >> 32, value & 0xFFFF_FFFF)))
+
+
+def sdei_node(conduit: Conduit) -> fdt.Node:
+    """The node below /firmware by which Linux finds SDEI."""
+    return fdt.Node("sdei", _strings("compatible", "arm,sdei-1.0"), _strings("method", conduit.value))
+
+
+def _chosen(bootargs: str) -> fdt.Node:
+    node = fdt.Node("chosen", _strings("stdout-path", f"/{_UART}"))
+    if bootargs:
+        if not all(" " <= c <= "~" or c == "\t" for c in bootargs) or len(bootargs) >= _MAX_BOOTARGS:
+            raise UsageError(
+                "the boot arguments cannot stand in a device tree",
+                f"use printable ASCII, fewer than {_MAX_BOOTARGS} characters",
+            )
+        node.append(_strings("bootargs", bootargs))
+    return node
+
+
+def _cpus(affinities: Sequence[int]) -> fdt.Node:
+    cpus = fdt.Node("cpus", _cells("#address-cells", 2), _cells("#size-cells", 0))
+    for affinity in affinities:
+        cpus.append(
+            fdt.Node(
+                f"cpu@{affinity:x}",
+                _strings("device_type", "cpu"),
+                _strings("compatible", "arm,cortex-a57"),
+                _wide("reg", affinity),
+                _strings("enable-method", "psci"),
+            )
+        )
+    return cpus
+
+
+def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True) -> bytes:
+    """The flattened tree (DTB) for a machine whose PEs have these `affinities`, the boot PE's first.
+
+    `sdei` False leaves /firmware/sdei out, as on a platform that never had
+    the service. Raises UsageError for boot arguments that no tree can hold.
+    """
+    method = config.conduit.value
+    tree = fdt.FDT()
+    root = tree.root
+    root.append(_strings("compatible", "linux,dummy-virt"))
+    root.append(_strings("model", "linux,dummy-virt"))
+    root.append(_cells("#address-cells", 2))
+    root.append(_cells("#size-cells", 2))
+    root.append(_chosen(config.bootargs))
+    root.append(
+        fdt.Node(f"memory@{_RAM_BASE:x}", _strings("device_type", "memory"), _wide("reg", _RAM_BASE, config.memory))
+    )
+    root.append(_cpus(affinities))
+    root.append(fdt.Node("psci", _strings("compatible", "arm,psci-1.0", "arm,psci-0.2"), _strings("method", method)))
+    if sdei:
+        root.append(fdt.Node("firmware", sdei_node(config.conduit)))
+    root.append(
+        fdt.Node(
+            "apb-pclk",
+            _strings("compatible", "fixed-clock"),
+            _cells("#clock-cells", 0),
+            _cells("clock-frequency", _CLOCK_HZ),
+            _strings("clock-output-names", "clk24mhz"),
+            _cells("phandle", _CLOCK_PHANDLE),
+        )
+    )
+    root.append(
+        fdt.Node(
+            _UART,
+            _strings("compatible", "arm,pl011", "arm,primecell"),
+            _wide("reg", _UART_BASE, _UART_SIZE),
+            _strings("clock-names", "uartclk", "apb_pclk"),
+            _cells("clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE),
+        )
+    )
+    blob: bytes = tree.to_dtb(_VERSION, _COMPATIBLE_VERSION, boot_cpuid_phys=affinities[0] & 0xFFFF_FFFF)
+    return blob

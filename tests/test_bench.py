@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurements run and say what they are; how fast anything is, is not for a test to judge."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdeivirt.benchmarks import Row, core, render, unicorn
+
+
+@pytest.mark.machine
+def test_every_loop_of_the_bench_guest_is_measured() -> None:
+    for loop in ("version", "status", "enable", "signal"):
+        assert unicorn.guest_loop(loop, 50) > 0
+    assert unicorn.guest_loop("signal", 50, vcpus=512, events=1000) > 0
+    assert unicorn.bare_exit()(50) > 0
+
+
+@pytest.mark.machine
+def test_injection_latency_is_measured_for_every_injection() -> None:
+    latencies = unicorn.injection_latencies(20)
+    assert len(latencies) == 20
+    assert all(latency > 0 for latency in latencies)
+
+
+def test_the_client_s_life_is_served_without_an_error() -> None:
+    """What the core benchmark counts are calls that succeed, not cheap refusals."""
+    from sdeivirt.firmware import Firmware
+
+    firmware = Firmware(2, core.NoPower())
+    firmware.freeze()
+    for pe in firmware.pes:
+        firmware.sdei.pe_on(pe)
+    view = core.MemoryView()
+    for _ in range(2):
+        for call in core.CYCLE:
+            view.x[: len(call)] = memoryview(core.array.array("Q", call))
+            firmware.hypercall(firmware.pes[0], view)
+            assert view.x[0] >> 63 == 0, call
+
+
+def test_rows_say_whether_a_target_is_met() -> None:
+    assert Row("a", 1.0, "x", 1, 1, target=2).met
+    assert Row("a", 3.0, "x", 1, 1, target=2).met is False
+    assert Row("a", 3.0, "x", 1, 1, target=2, at_least=True).met
+    assert Row("a", 3.0, "x", 1, 1).met is None
+    assert "MISSED" in render([Row("a", 3.0, "x", 1, 1, target=2)])

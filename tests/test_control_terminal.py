@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM on a terminal: raw while it runs, as it was before on every way out."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from .asm import assemble
+from .control_support import LIMIT, environment
+
+pytestmark = [pytest.mark.process, pytest.mark.machine]
+
+# Says that it listens, then sends back what it is sent, Ctrl-C too, until a q.
+ECHO = """
+    say '>'
+    say 10
+    mov x20, #0x09000000
+1:  ldr w0, [x20, #0x18]
+    tbnz w0, #4, 1b
+    ldr w0, [x20]
+    cmp w0, #'q'
+    b.eq 2f
+    cmp w0, #'!'
+    b.eq 3f
+    add w0, w0, #0x40
+    str w0, [x20]
+    mov w0, #10
+    str w0, [x20]
+    b 1b
+2:  off
+3:  .inst 0
+"""
+
+LOCAL_FLAGS = termios.ECHO | termios.ICANON | termios.ISIG
+
+
+class TerminalVm:
+    """`sdeivirt run` with a pseudo terminal for its standard streams, as the terminal's foreground job."""
+
+    def __init__(self, runtime: Path, *words: str) -> None:
+        self.runtime = runtime
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        self.seen = ""
+        self.process = subprocess.Popen(
+            [
+                # A session leader that opens a terminal gets it as its own; then sdeivirt.
+                *(sys.executable, "-c", "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"),
+                *(sys.executable, "-m", "sdeivirt", "run", "--guest", str(assemble(ECHO)), *words),
+            ],
+            env=environment(runtime),
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+        )
+
+    def expect(self, text: str) -> None:
+        deadline = time.monotonic() + LIMIT
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{text!r} is not in {self.seen!r}"
+            self.seen += os.read(self.master, 4096).decode()
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.master, keys)
+
+    @property
+    def raw(self) -> bool:
+        return not termios.tcgetattr(self.slave)[3] & LOCAL_FLAGS
+
+    def wait(self) -> int:
+        code = self.process.wait(LIMIT)
+        assert termios.tcgetattr(self.slave) == self.before
+        return code
+
+    def __enter__(self) -> TerminalVm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(LIMIT)
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> Iterator[TerminalVm]:
+    with TerminalVm(tmp_path) as vm:
+        vm.expect("Ctrl-] ends the VM\r\n")
+        vm.expect(">\r\n")
+        assert vm.raw
+        yield vm
+        assert os.listdir(tmp_path / "sdeivirt") == []
+
+
+def test_every_key_goes_to_the_guest_until_the_escape_key(vm: TerminalVm) -> None:
+    vm.type(b"\x03")  # Ctrl-C
+    vm.expect("C\r\n")
+    vm.type(b"\x1a\x04!"[:2])  # Ctrl-Z, Ctrl-D
+    vm.expect("Z\r\nD\r\n")
+    vm.type(b"\x01\x1dq")
+    assert vm.wait() == 0
+    assert vm.seen.count("Ctrl-]") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal(vm: TerminalVm, number: signal.Signals) -> None:
+    vm.process.send_signal(number)
+    assert vm.wait() == 128 + number
+
+
+def test_power_off(vm: TerminalVm) -> None:
+    vm.type(b"q")
+    assert vm.wait() == 0
+
+
+def test_a_fault(vm: TerminalVm) -> None:
+    vm.type(b"!")
+    vm.expect("vCPU 0 stopped: undefined")
+    assert vm.wait() == 1
+
+
+def test_time_out(tmp_path: Path) -> None:
+    with TerminalVm(tmp_path, "--timeout", "0.2") as vm:
+        vm.expect("error: the guest ran longer than 0.2 s")
+        assert vm.wait() == 124
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with TerminalVm(tmp_path, "--memory", "1M") as vm:
+        vm.expect("error: 0x100000 bytes")
+        assert vm.wait() == 2
