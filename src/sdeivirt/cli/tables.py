@@ -16,7 +16,9 @@ __all__ = ["app"]
 
 app = App(name="tables", help="Write the tables that announce SDEI to a guest.")
 
-Output = Annotated[Path | None, Parameter(alias="-o", help="The file to write; - is standard output.")]
+Output = Annotated[
+    Path | None, Parameter(alias="-o", allow_leading_hyphen=True, help="The file to write; - is standard output.")
+]
 
 
 def _write(data: bytes, output: Path | None) -> None:

@@ -113,12 +113,12 @@ class Delivery:
     def _set_ready(self, handler: Handler) -> None:
         event = handler.event
         target = handler.target
+        takers = self._takers_critical if event.priority else self._takers_normal
         if target is None:
             self.shared_ready |= event.bit
-            self._offer()
+            self._kick_one(takers)
             return
         target.ready |= event.bit
-        takers = self._takers_critical if event.priority else self._takers_normal
         if takers & target.bit or target.wakeable:
             self.kicks |= target.bit
 
@@ -130,9 +130,14 @@ class Delivery:
             target.ready &= ~handler.event.bit
 
     def _offer(self) -> None:
-        """Kick one taker of a shared event, in turn, so that the load spreads over the PEs."""
-        ready = self.shared_ready
-        takers = self._takers_critical if ready & self.critical_events else self._takers_normal
+        """Kick a taker of the shared events that are ready; critical and normal ones may have different takers."""
+        if self.shared_ready & self.critical_events:
+            self._kick_one(self._takers_critical)
+        if self.shared_ready & ~self.critical_events:
+            self._kick_one(self._takers_normal)
+
+    def _kick_one(self, takers: int) -> None:
+        """Kick one of the takers, in turn, so that the load spreads over the PEs."""
         if not takers:
             return
         later = takers >> (self._last_offered + 1) << (self._last_offered + 1)
