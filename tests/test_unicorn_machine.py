@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -591,3 +593,30 @@ def test_random_kicks_and_pauses_lose_no_event() -> None:
                 injected += 1
                 until.reaches(injected)
         assert until.completed == injected
+
+
+def test_an_arm64_image_boots(tmp_path: Path) -> None:
+    """x0 is the device tree's address, the entry is the first byte of the Image."""
+    code = (
+        0x14000010,  # b 64
+        *struct.unpack("<15I", struct.pack("<4xQQQ24x4s4x", 0x8_0000, 0x1000, 0xA, b"ARM\x64")),
+        0xB9400001,  # ldr w1, [x0]: d0 0d fe ed, big endian
+        0xD2A12014,  # mov x20, #0x09000000
+        0x12001C35,  # and w21, w1, #0xff
+        0xB9000295,  # str w21, [x20]
+        0x52800140,  # mov w0, #10
+        0xB9000280,  # str w0, [x20]
+        0xD2B08000,  # mov x0, #0x84000000
+        0x91002000,  # add x0, x0, #8
+        0xD4000002,  # hvc #0
+    )
+    path = tmp_path / "Image"
+    path.write_bytes(struct.pack(f"<{len(code)}I", *code))
+    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
+        output = bytearray()
+        machine.console = output.extend
+        machine.load(path)
+        machine.start()
+        outcome = machine.wait(DEADLINE)
+        assert outcome.reason is ExitReason.POWER_OFF, [fault.render() for fault in outcome.faults]
+        assert output == b"\xd0\n"

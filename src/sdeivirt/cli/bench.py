@@ -10,6 +10,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from ..errors import UsageError
+
 app = App(name="bench", help="Measure the service and the machine against bare engine exits.")
 
 
@@ -25,6 +27,8 @@ def bench(
     from ..benchmarks import run_all
     from ..benchmarks.report import render
 
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 7 is a good number")
     print("measuring, a minute or so ...", file=sys.stderr)
     rows = run_all(rounds, quick)
     if json_:

@@ -75,10 +75,11 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
-            raise UsageError(f"{self.vcpus} vCPUs cannot be", f"1 to {MAX_VCPUS} can")
+            raise UsageError(f"a machine cannot have {self.vcpus} vCPUs", f"it can have 1 to {MAX_VCPUS}")
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % (1 << 20):
             raise UsageError(
-                f"{self.memory:#x} bytes of memory cannot be", "whole MiB from 2 MiB to 64 GiB can, such as 64M"
+                f"a machine cannot have {self.memory:#x} bytes of memory",
+                "it can have whole MiB from 2 MiB to 64 GiB, such as 64M",
             )
 
 
