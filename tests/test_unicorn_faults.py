@@ -40,6 +40,9 @@ WITHOUT_VECTORS = {
     "store-beyond-ram": ("mov x1, #0x80000000\n str x1, [x1]", "data abort"),
     "non-canonical": ("movn x1, #0\n ldr x2, [x1]", "data abort"),
     "jump-to-nowhere": ("mov x1, #0x20000000\n br x1", "prefetch abort"),
+    "jump-to-zero": ("mov x1, #0\n br x1", "prefetch abort"),
+    "jump-to-an-odd-address": ("adr x1, _start + 1\n br x1", "undefined"),
+    "jump-to-minus-one": ("movn x1, #0\n br x1", "prefetch abort"),
     "jump-into-the-uart": ("mov x1, #0x09000000\n br x1", "prefetch abort"),
 }
 

@@ -48,6 +48,7 @@ SYSREG = {
 }
 
 _CTL_TLB_FLUSH = 11
+_NOWHERE = (1 << 64) - 1  # no instruction has an odd address
 
 # Register batches: the fastest call ctypes can make. PyDLL keeps the GIL (handing it over
 # costs more than the call), arguments are ctypes objects made beforehand, and there is no
@@ -135,8 +136,12 @@ class Engine:
     # -- running
 
     def run(self, pc: int, count: int = 0) -> int:
-        """Run from `pc` until a stop, WFI or, if not 0, `count` instructions; Unicorn's error code."""
-        error: int = _emu_start(self.handle, pc, 0, 0, count)
+        """Run from `pc` until a stop, a jump to 0 or, if not 0, `count` instructions; Unicorn's error code.
+
+        Unicorn wants an address to stop at. 0 is by far the cheapest; a guest
+        that does go there stops, and is run on from there with another.
+        """
+        error: int = _emu_start(self.handle, pc, 0 if pc else _NOWHERE, 0, count)
         return error
 
     def stop(self) -> None:
