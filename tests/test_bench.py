@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import array
+
 import pytest
 
 from sdeivirt.benchmarks import Row, core, render, unicorn
@@ -34,7 +36,7 @@ def test_the_client_s_life_is_served_without_an_error() -> None:
     view = core.MemoryView()
     for _ in range(2):
         for call in core.CYCLE:
-            view.x[: len(call)] = memoryview(core.array.array("Q", call))
+            view.x[: len(call)] = memoryview(array.array("Q", call))
             firmware.hypercall(firmware.pes[0], view)
             assert view.x[0] >> 63 == 0, call
 

@@ -7,12 +7,14 @@ import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdeivirt.control import fifos
 from sdeivirt.control.fifos import InjectionFifos, Numbers
 from sdeivirt.errors import UnknownEventError
 
@@ -94,6 +96,27 @@ def test_writers_come_and_go(tmp_path: Path) -> None:
             while (3, 0) not in rig.injected:
                 await asyncio.sleep(0)
 
+    with_rig(tmp_path, 1, body)
+
+
+def test_a_writer_never_meets_a_closed_fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The FIFO is opened anew whenever its writers have left; another that comes just then must not notice."""
+    original = fifos._Fifo._open
+
+    def open_late(fifo: fifos._Fifo) -> int:
+        if events:
+            fd = os.open(tmp_path / "vcpu-0", os.O_WRONLY | os.O_NONBLOCK)  # ENXIO, were there no reader
+            os.write(fd, b"%d" % events.pop())
+            os.close(fd)
+        return original(fifo)
+
+    async def body(rig: Rig) -> None:
+        events.extend([3, 2])
+        rig.write(0, b"1\n")
+        await rig.expect((1, 0), (2, 0), (3, 0))
+
+    events: list[int] = []
+    monkeypatch.setattr(fifos._Fifo, "_open", open_late)
     with_rig(tmp_path, 1, body)
 
 
@@ -186,7 +209,7 @@ def test_words_are_the_same_from_any_chunks(words: list[bytes], cuts: list[int])
     bounds = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     numbers = Numbers()
     found: list[bytes] = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         if start < end:
             found += numbers.feed(data[start:end])
     found += numbers.feed(b"")

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,7 +57,7 @@ def test_without_xdg_runtime_dir_there_is_a_folder_of_the_users(
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         if value is not None:
             monkeypatch.setenv("XDG_RUNTIME_DIR", value)
-        monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+        monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
         assert runtime_root() == tmp_path / f"sdeivirt-{os.geteuid()}"
     with VmDirectory.acquire("one") as directory:
         assert directory.path == tmp_path / f"sdeivirt-{os.geteuid()}" / "one"
@@ -110,6 +113,21 @@ def test_the_directory_of_a_killed_vm_is_taken_over(tmp_path: Path) -> None:
         assert sorted(os.listdir(path)) == ["lock"]
         assert find_vm("one").pid == os.getpid()
     assert not path.exists()
+
+
+def test_who_only_looks_does_not_hold_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "sdeivirt" / "one"
+    path.mkdir(parents=True)
+    for folder in (path.parent, path):
+        folder.chmod(0o700)
+    with (path / "lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # as running_vms() does for a moment
+        with ThreadPoolExecutor() as pool:
+            started = pool.submit(VmDirectory.acquire, "one")
+            with pytest.raises(TimeoutError):
+                started.result(0.01)
+            fcntl.flock(looking, fcntl.LOCK_UN)
+            started.result(LIMIT).release()
 
 
 def test_a_folder_that_somebody_put_in_is_not_removed() -> None:

@@ -52,6 +52,14 @@ def _complain(message: str, hint: str) -> None:
         print(f"hint: {hint}", file=sys.stderr)
 
 
+def _open_streams() -> None:
+    """Stand in for standard streams that are closed, before some other file gets their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def _discard_output() -> None:
     """Nobody reads our output any more; the interpreter must not try to flush it at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -61,6 +69,7 @@ def _discard_output() -> None:
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default); the exit code."""
+    _open_streams()
     words = list(sys.argv[1:] if tokens is None else tokens)
     if not words or words[0] in app.help_flags:
         for verb in _VERBS:

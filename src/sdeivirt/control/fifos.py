@@ -67,7 +67,9 @@ class _Fifo:
 
     Reading ends whenever the last writer has gone. The FIFO is then opened
     anew before the old descriptor is closed, so that nothing a writer puts in
-    between is lost, and a writer never finds it without a reader.
+    between is lost, and a writer never finds it without a reader. A new
+    descriptor does not poll as hung up for writers that went before it was
+    opened, which is why it is read once without being asked.
     """
 
     def __init__(self, path: Path, word: Callable[[bytes], None]) -> None:
@@ -83,20 +85,32 @@ class _Fifo:
         return fd
 
     def _readable(self) -> None:
+        data = self._read()
+        if data == b"":
+            self._reopen()
+            if self._read():
+                asyncio.get_running_loop().call_soon(self._readable)
+
+    def _read(self) -> bytes | None:
+        """Take what there is; b"" where the writers have gone, None where they are silent."""
+        if self._fd < 0:
+            return None
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
-            return
-        if not data:
-            old = self._fd
-            try:
-                self._fd = self._open()
-            except FileNotFoundError:
-                self._fd = -1
-                _log.warning("%s was removed: nothing can be injected through it any more", self._path)
-            self._close(old)
+            return None
         for word in self._numbers.feed(data):
             self._word(word)
+        return data
+
+    def _reopen(self) -> None:
+        old = self._fd
+        try:
+            self._fd = self._open()
+        except FileNotFoundError:
+            self._fd = -1
+            _log.warning("%s was removed: nothing can be injected through it any more", self._path)
+        self._close(old)
 
     @staticmethod
     def _close(fd: int) -> None:

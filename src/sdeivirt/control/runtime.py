@@ -212,9 +212,13 @@ class VmDirectory:
         except OSError as error:
             raise RuntimeDirectoryError(f"cannot use {path}: {error.strerror}") from error
         directory = cls(path, lock)
-        directory._remove_files()
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+        try:
+            directory._remove_files()
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+        except BaseException:
+            directory.release()
+            raise
         return directory
 
     @staticmethod

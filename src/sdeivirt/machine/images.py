@@ -21,6 +21,7 @@ __all__ = ["GuestImage", "read_image", "DTB_ALIGN"]
 
 _IMAGE_MAGIC = b"ARM\x64"
 _IMAGE_HEADER = struct.Struct("<8xQQQ24x4s4x")
+_AGAIN = "build or copy it again"
 _LOAD_ALIGN = 2 << 20
 DTB_ALIGN = 0x1_0000
 
@@ -71,7 +72,7 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
             f"{path} occupies {image.start:#x} to {image.end:#x}, RAM is {ram_base:#x} to {ram_end:#x}", hint
         )
     if not ram_base <= image.entry < ram_end or image.entry & 3:
-        raise ImageError(f"{path} starts at {image.entry:#x}, which is no address in RAM")
+        raise ImageError(f"{path} starts at {image.entry:#x}, which is no address in RAM", "check its entry symbol")
     return image
 
 
@@ -80,7 +81,9 @@ def _elf(path: Path, data: bytes) -> GuestImage:
         elf = ELFFile(io.BytesIO(data))
         machine, bits, kind = elf["e_machine"], elf.elfclass, elf["e_type"]
         if machine != "EM_AARCH64" or bits != 64 or not elf.little_endian:
-            raise ImageError(f"{path} is an ELF file for {machine}, not for little-endian AArch64")
+            raise ImageError(
+                f"{path} is an ELF file for {machine}, not for little-endian AArch64", "build it with -target aarch64"
+            )
         if kind != "ET_EXEC":
             raise ImageError(f"{path} is no executable but {kind}", "link it with -static and without -pie")
         segments = []
@@ -90,7 +93,7 @@ def _elf(path: Path, data: bytes) -> GuestImage:
                 continue
             content = data[segment["p_offset"] : segment["p_offset"] + segment["p_filesz"]]
             if len(content) != segment["p_filesz"] or segment["p_memsz"] < segment["p_filesz"]:
-                raise ImageError(f"{path} is cut short or damaged: a segment is not all there")
+                raise ImageError(f"{path} is cut short or damaged: a segment is not all there", _AGAIN)
             segments.append((segment["p_paddr"], content))
             end = max(end, segment["p_paddr"] + segment["p_memsz"])
         entry = elf["e_entry"]
@@ -99,9 +102,9 @@ def _elf(path: Path, data: bytes) -> GuestImage:
     except (ELFError, OSError, ValueError, KeyError, struct.error, AttributeError, TypeError, IndexError,
             OverflowError, MemoryError, UnicodeDecodeError, AssertionError) as error:  # fmt: skip
         # pyelftools reads what the file claims; a damaged one shows up as any of these.
-        raise ImageError(f"{path} is a damaged ELF file: {error or type(error).__name__}") from error
+        raise ImageError(f"{path} is a damaged ELF file: {error or type(error).__name__}", _AGAIN) from error
     if not segments:
-        raise ImageError(f"{path} has nothing to load")
+        raise ImageError(f"{path} has nothing to load", "it needs PT_LOAD segments: link it as an executable")
     return GuestImage("ELF", segments, entry, min(address for address, _ in segments), end)
 
 
@@ -112,6 +115,6 @@ def _image(path: Path, data: bytes, ram_base: int) -> GuestImage:
     if image_size == 0:
         text_offset, image_size = 0x8_0000, len(data)  # before Linux v3.17
     if text_offset >= _LOAD_ALIGN:
-        raise ImageError(f"{path} is damaged: text_offset is {text_offset:#x}")
+        raise ImageError(f"{path} is damaged: text_offset is {text_offset:#x}", _AGAIN)
     start = ram_base + text_offset
     return GuestImage("Image", [(start, data)], start, start, start + max(image_size, len(data)))

@@ -98,6 +98,7 @@ class EventDefinition:
 
 EVENT_0 = EventDefinition(0, signalable=True)
 
+_EXAMPLE = 'an event is written as [[event]], number = 0x40000010, type = "shared"'
 _KEYS = {"number", "type", "priority", "signalable", "interrupt"}
 
 
@@ -129,19 +130,19 @@ def load_events(path: Path) -> list[EventDefinition]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise EventFileError(f"cannot read {path}: {error.strerror}") from error
+        raise EventFileError(f"cannot read {path}: {error.strerror}", "give the path of a TOML file") from error
     try:
         document = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EventFileError(f"{path} is no TOML file: {error}") from error
+        raise EventFileError(f"{path} is no TOML file: {error}", _EXAMPLE) from error
     tables = document.get("event")
     if set(document) != {"event"} or not isinstance(tables, list):
-        raise EventFileError(f"{path} holds no [[event]] tables, or something beside them")
+        raise EventFileError(f"{path} holds no [[event]] tables, or something beside them", _EXAMPLE)
     events = []
     for position, table in enumerate(tables, 1):
         where = f"{path}, event {position}"
         if not isinstance(table, dict):
-            raise EventFileError(f"{where} is no table")
+            raise EventFileError(f"{where} is no table", _EXAMPLE)
         events.append(_from_table(table, where))
     return events
 
@@ -178,12 +179,13 @@ def check_events(events: Iterable[EventDefinition]) -> Sequence[EventDefinition]
     interrupts: dict[int, int] = {}
     for event in events:
         if event.number in found and event.number != 0:
-            raise EventFileError(f"event {event.number:#x} is defined twice")
+            raise EventFileError(f"event {event.number:#x} is defined twice", "give one of them another number")
         if event.interrupt is not None:
             if event.interrupt in interrupts:
                 raise EventFileError(
                     f"interrupt {event.interrupt} is bound to events {interrupts[event.interrupt]:#x} "
-                    f"and {event.number:#x}"
+                    f"and {event.number:#x}",
+                    "an interrupt raises one event",
                 )
             interrupts[event.interrupt] = event.number
         found[event.number] = replace(event)

@@ -152,7 +152,8 @@ class Sdei:
             return True
         if handler.running_on is not None:
             raise EventRunningError(
-                f"the handler of event {number:#x} runs on vCPU {handler.running_on.index}: too late to cancel"
+                f"the handler of event {number:#x} runs on vCPU {handler.running_on.index}: too late to cancel",
+                "it has been delivered; it ends when the guest completes it",
             )
         return False
 

@@ -10,13 +10,18 @@ SDEI by the node that Linux looks for, /firmware/sdei:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import fdt
-
 from ..errors import UsageError
 from ..smccc.ids import Conduit
+
+with warnings.catch_warnings():
+    # fdt 0.3.3 has an invalid escape sequence, of which Python warns when it first compiles the module.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", SyntaxWarning)
+    import fdt
 
 if TYPE_CHECKING:
     from ..machine.base import MachineConfig
