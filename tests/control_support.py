@@ -108,8 +108,9 @@ class FakeMachine(Machine):
     def close(self) -> None:
         self.stop()
 
-    def type_in(self, data: bytes) -> None:
+    def type_in(self, data: bytes) -> int:
         self.typed += data
+        return len(data)
 
     def faults(self) -> list[FaultReport]:
         return self.found

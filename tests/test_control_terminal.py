@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import select
 import signal
 import subprocess
@@ -150,3 +151,53 @@ def test_bad_input(tmp_path: Path) -> None:
     with TerminalVm(tmp_path, "--memory", "1M") as vm:
         vm.expect("0x100000 bytes of memory")
         assert vm.wait() == 2
+
+
+SUM_INPUT = """
+    ldr x10, =300000
+    mov x11, #0
+    mov x20, #0x09000000
+    mov x13, #31
+    ldr x14, =200000
+0:  subs x14, x14, #1
+    b.ne 0b
+1:  ldr w12, [x20, #0x18]
+    tbnz w12, #4, 1b
+    ldr w12, [x20]
+    mul x11, x11, x13
+    add x11, x11, x12
+    and x11, x11, #0xffffffff
+    subs x10, x10, #1
+    b.ne 1b
+    mov x10, #8
+2:  ror w11, w11, #28
+    and w12, w11, #0xf
+    add w12, w12, #65
+    str w12, [x20]
+    subs x10, x10, #1
+    b.ne 2b
+    say 10
+    off
+"""
+
+
+@pytest.mark.parametrize("through", ["pipe", "file"])
+def test_more_input_than_the_serial_port_holds_arrives_whole(through: str, tmp_path: Path) -> None:
+    data = random.Random(5).randbytes(300_000)
+    checksum = 0
+    for byte in data:
+        checksum = (checksum * 31 + byte) & 0xFFFF_FFFF
+    letters = "".join(chr(65 + (checksum >> shift & 15)) for shift in range(28, -1, -4))
+    command = [sys.executable, "-m", "sdeivirt", "run", "--guest", str(assemble(SUM_INPUT)), "--vcpus", "1"]
+    if through == "pipe":
+        done = subprocess.run(
+            command, input=data, capture_output=True, env=environment(tmp_path), timeout=LIMIT, check=False
+        )
+    else:
+        (tmp_path / "input").write_bytes(data)
+        with (tmp_path / "input").open("rb") as stdin:
+            done = subprocess.run(
+                command, stdin=stdin, capture_output=True, env=environment(tmp_path), timeout=LIMIT, check=False
+            )
+    assert done.stdout.decode() == letters + "\n"
+    assert done.returncode == 0

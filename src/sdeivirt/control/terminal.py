@@ -25,6 +25,7 @@ ESCAPE = b"\x1d"  # Ctrl-]
 _STDIN = 0
 _STDOUT = 1
 _CHUNK = 1024
+_RETRY = 0.02  # seconds until input is offered again to a guest that has not made room
 # A pipe that polls as writable takes so much without blocking (POSIX: at least 512).
 _PIECE = select.PIPE_BUF
 
@@ -95,8 +96,13 @@ class Terminal:
 
     # -- input: on the event loop
 
-    def attach(self, type_in: Callable[[bytes], None], escape: Callable[[], None], broken: Callable[[], None]) -> None:
-        """From now on give input to `type_in`; call `escape` on Ctrl-], `broken` when nobody reads our output."""
+    def attach(self, type_in: Callable[[bytes], int], escape: Callable[[], None], broken: Callable[[], None]) -> None:
+        """From now on give input to `type_in`; call `escape` on Ctrl-], `broken` when nobody reads our output.
+
+        `type_in` says how many bytes it took; the rest is offered again, and
+        nothing more is read in the meantime. From a terminal it is dropped
+        instead: somebody types to a guest that does not listen, and wants out.
+        """
         loop = self._loop = asyncio.get_running_loop()
         self._on_broken = broken
         if os.isatty(_STDIN) and not self.interactive:
@@ -114,18 +120,32 @@ class Terminal:
             elif self.interactive and ESCAPE in data:
                 type_in(data[: data.index(ESCAPE)])
                 escape()
-            else:
+            elif self.interactive:
                 type_in(data)
+            else:
+                offer(data)
+
+        def offer(data: bytes) -> None:
+            if self._closing.is_set():
+                return
+            left = data[type_in(data) :]
+            if left:
+                loop.remove_reader(_STDIN)
+                loop.call_later(_RETRY, offer, left)
+            else:
+                loop.add_reader(_STDIN, readable)
 
         try:
             loop.add_reader(_STDIN, readable)
         except OSError:  # a regular file or /dev/null, which epoll refuses and which never blocks; or no stdin at all
             threading.Thread(target=self._type_file, args=(type_in,), daemon=True).start()
 
-    def _type_file(self, type_in: Callable[[bytes], None]) -> None:
+    def _type_file(self, type_in: Callable[[bytes], int]) -> None:
         with contextlib.suppress(OSError):
             while not self._closing.is_set() and (data := os.read(_STDIN, _CHUNK)):
-                type_in(data)
+                while data := data[type_in(data) :]:
+                    if self._closing.wait(_RETRY):
+                        return
 
     def detach(self) -> None:
         """No more input, and no more waiting for a slow reader of our output."""

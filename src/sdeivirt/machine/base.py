@@ -160,8 +160,8 @@ class Machine(ABC):
         """Stop if need be and free everything. Can be called twice."""
 
     @abstractmethod
-    def type_in(self, data: bytes) -> None:
-        """Give the guest input on its serial port."""
+    def type_in(self, data: bytes) -> int:
+        """Give the guest input on its serial port; how many bytes there was room for (64 KiB wait at most)."""
 
     @abstractmethod
     def faults(self) -> list[FaultReport]:

@@ -41,7 +41,7 @@ class Pl011:
     def __init__(self, sink: Callable[[bytes], None]) -> None:
         self._sink = sink
         self._out = bytearray()
-        self._in: deque[int] = deque(maxlen=_INPUT_LIMIT)
+        self._in: deque[int] = deque()
         self._registers = {CR: 0x300, IFLS: 0x12}
 
     def read(self, offset: int, _size: int) -> int:
@@ -70,6 +70,8 @@ class Pl011:
             self._out.clear()
             self._sink(data)
 
-    def type_in(self, data: bytes) -> None:
-        """Input for the guest; what exceeds the FIFO pushes out the oldest."""
-        self._in.extend(data)
+    def type_in(self, data: bytes) -> int:
+        """Input for the guest; how much of it there was room for."""
+        taken = data[: max(_INPUT_LIMIT - len(self._in), 0)]
+        self._in.extend(taken)
+        return len(taken)

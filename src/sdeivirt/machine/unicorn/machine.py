@@ -139,8 +139,8 @@ class UnicornMachine(Machine):
             self._end(ExitReason.STOPPED)
             self._thread.join()
 
-    def type_in(self, data: bytes) -> None:
-        self.uart.type_in(data)
+    def type_in(self, data: bytes) -> int:
+        return self.uart.type_in(data)
 
     def faults(self) -> list[FaultReport]:
         return [vcpu.fault for vcpu in self.vcpus if vcpu.fault is not None]
