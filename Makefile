@@ -22,7 +22,7 @@ run: $(STAMP)
 
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign"
-	$(BIN)/python -m pytest -m campaign
+	$(BIN)/python -m pytest -n $(JOBS) -m campaign
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -124,6 +124,19 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def hypercall(firmware: Firmware, *words: int, pe: int = 0) -> list[int] | None:
+    """A call with `words` in x0 and on, everything else noise: x0..x3 after it, None where the PE was stopped."""
+    cpu = FakePe()
+    cpu.registers.update({name: POISON + 0x100 + i for i, name in enumerate(WINDOW)})
+    cpu.registers.update({f"x{i}": word & M64 for i, word in enumerate(words)})
+    before = dict(cpu.registers)
+    cpu.stop(valid=6)
+    goes_on = firmware.hypercall(firmware.pes[pe], cpu)
+    changed = {name for name, value in cpu.registers.items() if value != before[name]}
+    assert changed <= {"x0", "x1", "x2", "x3"}, f"the call changed {changed}"
+    return [signed(cpu.registers[f"x{i}"]) for i in range(4)] if goes_on else None
+
+
 class Rig:
     """The firmware and the oracle, both driven with the same steps and compared after each.
 
@@ -311,9 +324,11 @@ class Rig:
             self._check_handler(handler)
         for index, state in self.oracle.pes.items():
             real = self.fw.pes[index]
-            assert (real.online, real.masked) == (state.online, state.masked), f"PE {index}"
+            found_power = (real.online, real.masked, real.suspended, real.wakeable)
+            assert found_power == (state.online, state.masked, state.asleep, state.wakeable), f"PE {index}"
             running = [frame.handler.event.number for frame in (real.normal, real.critical) if frame]
             assert running == [frame.handler.event for frame in state.frames], f"frames of PE {index}"
+            assert (real.frame and real.frame.handler.event.number) == (running[-1] if running else None)
         self._check_liveness()
 
     def _check_handler(self, handler: Handler) -> None:

@@ -105,6 +105,19 @@ def test_on_an_interrupt(rig: Rig) -> None:
     assert rig.look(0) == LOW
 
 
+@pytest.mark.parametrize("call", ["event_disable", "event_unregister"])
+@pytest.mark.parametrize("event", [LOW, SHARED])
+def test_not_any_more_when_the_guest_is_faster(rig: Rig, call: str, event: int) -> None:
+    """The PE was kicked, and before it stops it disables or unregisters the event."""
+    rig.inject(event)
+    rig.call(0, call, event)
+    assert running(rig) == []
+    assert rig.look(0) is None
+    rig.call(0, "event_register", event, ENTRY, 0, 0, 0)
+    rig.call(0, "event_enable", event)
+    assert running(rig) == ([event] if call == "event_disable" else [])
+
+
 # -- in which order
 
 

@@ -202,3 +202,30 @@ def test_system_reset_while_suspended(rig: Rig) -> None:
     rig.reset()
     rig.pe_on(0)
     assert rig.call(0, "event_register", PRIVATE, ENTRY, 0, 0, 0) == SUCCESS
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_shared_event_wakes_a_pe_when_everybody_sleeps(priority: Priority) -> None:
+    """RM_ANY: nobody can take it at once, so one PE that may be woken is; not one that masked itself before."""
+    rig = Rig(3, [EventDefinition(0x20, shared=True, priority=priority)], unmasked=True)
+    rig.call(0, "event_register", 0x20, 0x4010_0000, 0, 0, 0)
+    rig.call(0, "event_enable", 0x20)
+    rig.call(0, "pe_mask")
+    for pe in range(3):
+        assert rig.pe_suspend(pe)
+    rig.inject(0x20)
+    assert rig.kicked == {1}
+    assert rig.look(1) is None  # it wakes up masked
+    rig.call(1, "pe_unmask")
+    assert rig.oracle.handler(0x20, None).running_on == 1
+
+
+def test_a_shared_event_that_nobody_can_take_stays_pending() -> None:
+    rig = Rig(2, [EventDefinition(0x20, shared=True)])
+    rig.call(0, "event_register", 0x20, 0x4010_0000, 0, 0, 0)
+    rig.call(0, "event_enable", 0x20)
+    rig.pe_suspend(1)
+    rig.inject(0x20)
+    assert not rig.kicked
+    rig.call(0, "pe_unmask")
+    assert rig.oracle.handler(0x20, None).running_on == 0

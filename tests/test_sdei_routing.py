@@ -111,6 +111,22 @@ def test_absent_pes_are_passed_over(rig: Rig, free: int) -> None:
     assert takes(rig, SHARED) == free
 
 
+@pytest.mark.parametrize("free", range(PES))
+def test_suspended_pes_are_passed_over(rig: Rig, free: int) -> None:
+    for pe in range(PES):
+        if pe != free:
+            assert rig.pe_suspend(pe)
+    assert takes(rig, SHARED) == free
+
+
+@pytest.mark.parametrize("free", range(PES))
+def test_pes_in_critical_handlers_are_passed_over(rig: Rig, free: int) -> None:
+    for pe in range(PES):
+        if pe != free:
+            occupy(rig, pe, CRITICAL)
+    assert takes(rig, SHARED_CRITICAL) == free
+
+
 def test_a_critical_event_may_go_to_a_pe_in_a_normal_handler(rig: Rig) -> None:
     for pe in range(PES):
         occupy(rig, pe, CRITICAL if pe != 2 else PRIVATE)
@@ -173,10 +189,6 @@ def test_it_goes_on_when_its_pe_is_turned_off(rig: Rig) -> None:
     assert pe not in busy(rig)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Delivery._offer kicks a taker of the critical event alone; the normal one is offered to nobody",
-)
 def test_a_critical_event_does_not_hide_a_normal_one(rig: Rig) -> None:
     """Both are ready; the PE that was to take the normal one masks; the critical one is taken back.
 

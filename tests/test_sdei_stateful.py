@@ -29,6 +29,7 @@ from .oracle import CONTEXT, M64
 PES = range(4)
 AFFINITIES = [0x0, 0x1, 0x0100, 0x02_0000_0100]
 PPI, SPI = 20, 40
+HIGH_AND_LOW = 0x1_0000_0001  # times a number: it stands in both words of a register
 
 EVENTS = [
     EventDefinition(5, interrupt=PPI),
@@ -96,18 +97,30 @@ class Walk(RuleBasedStateMachine):
         state = self.rig.oracle.pes[pe]
         return state.online and not state.asleep
 
-    @initialize(unmask=st.booleans(), register=st.booleans(), bind=st.booleans())
-    def boot(self, unmask: bool, register: bool, bind: bool) -> None:
-        """What a guest does when it starts, so that walks need not find it by chance."""
+    def busy(self) -> list[int]:
+        """The PEs that run a handler and can end it."""
+        return [pe for pe in PES if self.up(pe) and self.rig.oracle.pes[pe].frames]
+
+    def registered(self) -> list[tuple[int, int | None]]:
+        """(event, PE) that an injection can name now; a normal and a critical handler may nest."""
+        handlers = self.rig.oracle.handlers.values()
+        return sorted(((h.event, h.pe) for h in handlers if h.registered), key=str)
+
+    def guest_starts(self, pe: int, numbers: list[int]) -> None:
+        """Everything is registered and enabled, the PE unmasked: random steps alone would take long to get there."""
+        for number in numbers:
+            self.rig.call(pe, "event_register", number, 0x4010_0000 + number * 4, number * HIGH_AND_LOW, 0, 0)
+            self.rig.call(pe, "event_enable", number)
+        self.rig.call(pe, "pe_unmask")
+
+    @initialize(started=st.sampled_from([0, 1, 2, 4, 4, 4]), bind=st.booleans())
+    def boot(self, started: int, bind: bool) -> None:
+        """Some PEs have started already."""
         numbers = list(NUMBERS)
         if bind:
             numbers += [self.rig.call(0, "interrupt_bind", interrupt) for interrupt in (21, 41)]
-        for pe in PES:
-            if unmask:
-                self.rig.call(pe, "pe_unmask")
-            for number in numbers if register else ():
-                self.rig.call(pe, "event_register", number, 0x4010_0000 + number * 4, number, 0, 0)
-                self.rig.call(pe, "event_enable", number)
+        for pe in PES[:started]:
+            self.guest_starts(pe, numbers)
 
     # -- the guest
 
@@ -119,30 +132,34 @@ class Walk(RuleBasedStateMachine):
         if self.up(pe):
             self.rig.call(pe, name, *arguments)
 
-    @rule(pe=pes, resume=st.booleans(), status=st.integers(0, 2))
-    def finish(self, pe: int, resume: bool, status: int) -> None:
-        """The end of a handler."""
-        if not self.up(pe):
-            return
-        if resume:
-            self.rig.call(pe, "event_complete_and_resume", 0x4008_0280)
-        else:
-            self.rig.call(pe, "event_complete", status)
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data(), times=st.integers(1, 4), resume=st.booleans(), status=st.integers(0, 2))
+    def finish(self, data: st.DataObject, times: int, resume: bool, status: int) -> None:
+        """Handlers end."""
+        for _ in range(times):
+            if not self.busy():
+                return
+            pe = data.draw(st.sampled_from(self.busy()))
+            if resume:
+                self.rig.call(pe, "event_complete_and_resume", 0x4008_0280)
+            else:
+                self.rig.call(pe, "event_complete", status)
 
-    @rule(pe=pes, mask=st.booleans())
+    @rule(pe=pes, mask=st.sampled_from([False, False, False, True]))
     def mask(self, pe: int, mask: bool) -> None:
         if self.up(pe):
             self.rig.call(pe, "pe_mask" if mask else "pe_unmask")
 
-    @rule(pe=pes, event=st.sampled_from(NUMBERS), name=st.sampled_from(["event_enable", "event_disable"]))
+    @rule(pe=pes, event=st.sampled_from(NUMBERS), name=st.sampled_from(["event_enable"] * 2 + ["event_disable"]))
     def switch(self, pe: int, event: int, name: str) -> None:
         if self.up(pe):
             self.rig.call(pe, name, event)
 
-    @rule(pe=pes, event=st.sampled_from(NUMBERS), one_pe=st.booleans(), where=pes)
-    def register(self, pe: int, event: int, one_pe: bool, where: int) -> None:
+    @rule(pe=pes, event=st.sampled_from(NUMBERS), flags=st.sampled_from([0, 1, 1, 2, 3]), where=pes)
+    def register(self, pe: int, event: int, flags: int, where: int) -> None:
         if self.up(pe):
-            self.rig.call(pe, "event_register", event, 0x4010_0000 + event * 4, event, one_pe, AFFINITIES[where])
+            entry, argument = 0x4010_0000 + event * 4, event * HIGH_AND_LOW
+            self.rig.call(pe, "event_register", event, entry, argument, flags, AFFINITIES[where])
             self.rig.call(pe, "event_enable", event)
 
     @rule(pe=pes, where=pes, event=st.sampled_from([0, 0, 0x4000_0001]))
@@ -158,10 +175,12 @@ class Walk(RuleBasedStateMachine):
     # -- the host and the machine
 
     @precondition(lambda self: self.rig.kicked)
-    @rule(data=st.data())
-    def look(self, data: st.DataObject) -> None:
-        """A PE that was kicked stops: the schedule is any order."""
-        self.rig.look(data.draw(st.sampled_from(sorted(self.rig.kicked))))
+    @rule(data=st.data(), times=st.integers(1, 3))
+    def look(self, data: st.DataObject, times: int) -> None:
+        """PEs that were kicked stop, in any order."""
+        for _ in range(times):
+            if self.rig.kicked:
+                self.rig.look(data.draw(st.sampled_from(sorted(self.rig.kicked))))
 
     @rule(pe=pes)
     def look_for_no_reason(self, pe: int) -> None:
@@ -169,11 +188,19 @@ class Walk(RuleBasedStateMachine):
         if self.up(pe):
             self.rig.look(pe)
 
-    @rule(event=st.sampled_from([*NUMBERS, *NUMBERS, *DYNAMIC, 99]), pe=pes, times=st.integers(1, 2))
-    def inject(self, event: int, pe: int, times: int) -> None:
-        shared = event in self.rig.oracle.shared
+    @rule(event=st.sampled_from([*NUMBERS, *DYNAMIC, 99]), pe=pes)
+    def inject_anything(self, event: int, pe: int) -> None:
+        self.rig.inject(event, None if event in self.rig.oracle.shared else pe)
+
+    @precondition(lambda self: self.registered())
+    @rule(data=st.data(), times=st.integers(1, 4), settle=st.booleans())
+    def inject(self, data: st.DataObject, times: int, settle: bool) -> None:
+        """What is registered is raised; perhaps everybody looks at once."""
         for _ in range(times):
-            self.rig.inject(event, None if shared else pe)
+            event, pe = data.draw(st.sampled_from(self.registered()))
+            self.rig.inject(event, pe)
+        if settle:
+            self.rig.settle()
 
     @rule(event=st.sampled_from([*NUMBERS, *DYNAMIC, 99]), pe=pes)
     def cancel(self, event: int, pe: int) -> None:
@@ -183,35 +210,34 @@ class Walk(RuleBasedStateMachine):
     def interrupt(self, interrupt: int, pe: int) -> None:
         self.rig.interrupt(interrupt, pe)
 
-    @rule(pe=pes, on_again=st.booleans())
-    def power_off(self, pe: int, on_again: bool) -> None:
-        self.rig.pe_off(pe)
-        if on_again:
+    @rule(
+        pe=pes,
+        what=st.sampled_from(["off and on", "off", "on", "suspend", "resume", "reset"]),
+        rarely=st.integers(0, 2),
+    )
+    def power(self, pe: int, what: str, rarely: int) -> None:
+        """A machine turns PEs off and on; an interrupt, or nothing at all, wakes a suspended one. Not too often."""
+        if rarely:
+            return
+        state = self.rig.oracle.pes[pe]
+        if what.startswith("off"):
+            self.rig.pe_off(pe)
+        if what == "reset" or (what.endswith("on") and not state.online):
             self.rig.pe_on(pe)
-
-    @rule(pe=pes, unmask=st.booleans())
-    def power_on(self, pe: int, unmask: bool) -> None:
-        if not self.rig.oracle.pes[pe].online:
-            self.rig.pe_on(pe)
-            if unmask:
-                self.rig.call(pe, "pe_unmask")
-
-    @rule(pe=pes)
-    def suspend(self, pe: int) -> None:
-        if self.up(pe):
+        if what == "suspend" and self.up(pe):
             self.rig.pe_suspend(pe)
-
-    @rule(pe=pes)
-    def resume(self, pe: int) -> None:
-        """An interrupt, an event or nothing at all wakes a suspended PE."""
-        if self.rig.oracle.pes[pe].asleep:
+        if what == "resume" and state.asleep:
             self.rig.pe_resume(pe)
 
-    @rule()
-    def system_reset(self) -> None:
-        self.rig.reset()
-        for pe in PES:
-            self.rig.pe_on(pe)
+    @rule(pe=pes, really=st.integers(0, 9))
+    def start_again(self, pe: int, really: int) -> None:
+        """A PE that was turned on does what a guest does then; once in a while everything is reset first."""
+        if really == 9:
+            self.rig.reset()
+            for other in PES:
+                self.rig.pe_on(other)
+        if self.up(pe):
+            self.guest_starts(pe, NUMBERS)
 
     # -- what holds after each step, beyond what the rig compares
 
@@ -235,10 +261,9 @@ class Walk(RuleBasedStateMachine):
                 self.rig.call(pe, "pe_unmask")
         for _ in range(100):
             self.rig.settle()
-            busy = [pe for pe in PES if self.up(pe) and self.rig.oracle.pes[pe].frames]
-            if not busy:
+            if not self.busy():
                 break
-            self.rig.call(busy[0], "event_complete", 0)
+            self.rig.call(self.busy()[0], "event_complete", 0)
         assert not self.rig.oracle.deliverable()
 
 
@@ -251,10 +276,10 @@ WALKS = {"kvm": Walk, "tf-a": TfaWalk}
 
 @pytest.mark.parametrize("policy", WALKS)
 def test_walk(policy: str) -> None:
-    run_state_machine_as_test(WALKS[policy], settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(WALKS[policy], settings=settings(max_examples=50, stateful_step_count=150))
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("policy", WALKS)
 def test_long_walk(policy: str) -> None:
-    run_state_machine_as_test(WALKS[policy], settings=settings(max_examples=1000, stateful_step_count=80))
+    run_state_machine_as_test(WALKS[policy], settings=settings(max_examples=250, stateful_step_count=300))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code defects of KVM's SDEI series, version 7 (May 2022), one regression test each.
+"""Eleven defects in the code of KVM's SDEI series, version 7 (May 2022), one regression test each.
 
-The numbers are those of the list that the tests were written from: defects in the series' code,
-found by reading it. None was in a released kernel; the series was never merged.
+The series was never merged, so no released kernel has them; whoever starts from its code inherits them.
 """
 
 from __future__ import annotations
@@ -112,6 +111,7 @@ def test_a9_07_signalable_by_get_info_but_not_by_signal(event: int) -> None:
 
 
 def test_a9_08_mask_does_not_tell_whether_it_changed_anything(rig: Rig) -> None:
+    """PE_MASK answers 1 when the PE was unmasked, 0 when it was masked already; PE_UNMASK always 0."""
     assert [rig.call(0, "pe_mask") for _ in range(3)] == [1, 0, 0]
     assert [rig.call(0, "pe_unmask") for _ in range(2)] == [0, 0]
     assert rig.call(0, "pe_mask") == 1
@@ -119,6 +119,7 @@ def test_a9_08_mask_does_not_tell_whether_it_changed_anything(rig: Rig) -> None:
 
 @pytest.mark.parametrize("call", ["event_complete", "event_complete_and_resume"])
 def test_a9_09_complete_outside_of_a_handler_returns_nothing(rig: Rig, call: str) -> None:
+    """It answers DENIED in x0; v7 left the registers as they were."""
     assert rig.call(0, call, 0) == DENIED
     registers = rig.cpus[0].registers
     assert [registers[f"x{i}"] for i in range(1, 4)] == [0, 0, 0]

@@ -116,7 +116,7 @@ class Delivery:
         takers = self._takers_critical if event.priority else self._takers_normal
         if target is None:
             self.shared_ready |= event.bit
-            self._kick_one(takers)
+            self._kick_one(takers, bool(event.priority))
             return
         target.ready |= event.bit
         if takers & target.bit or target.wakeable:
@@ -132,13 +132,16 @@ class Delivery:
     def _offer(self) -> None:
         """Kick a taker of the shared events that are ready; critical and normal ones may have different takers."""
         if self.shared_ready & self.critical_events:
-            self._kick_one(self._takers_critical)
+            self._kick_one(self._takers_critical, critical=True)
         if self.shared_ready & ~self.critical_events:
-            self._kick_one(self._takers_normal)
+            self._kick_one(self._takers_normal, critical=False)
 
-    def _kick_one(self, takers: int) -> None:
-        """Kick one of the takers, in turn, so that the load spreads over the PEs."""
+    def _kick_one(self, takers: int, critical: bool) -> None:
+        """Kick one of the takers, in turn, so that the load spreads over the PEs; or else wake one."""
         if not takers:
+            sleepers = [pe for pe in self.pes if pe.wakeable and not (pe.critical or (pe.normal and not critical))]
+            if sleepers:
+                self.kicks |= sleepers[0].bit
             return
         later = takers >> (self._last_offered + 1) << (self._last_offered + 1)
         chosen = later or takers

@@ -166,7 +166,7 @@ class Psci:
     def _affinity_info(self, _caller: Caller, view: RegisterView) -> Result:
         x = view.x
         target = argument(x, 1)
-        level = argument(x, 2)
+        level = x[2] & M32
         if level > 3 or target & ~AFFINITY_MASK:
             return PsciResult.INVALID_PARAMETERS
         # A level above 0 asks for everything that shares the higher affinity fields.
