@@ -60,6 +60,10 @@ class FakePe:
     def x(self) -> memoryview:
         return self._x
 
+    @property
+    def context(self) -> memoryview:
+        return self._x.cast("B")[: 8 * len(CONTEXT)]
+
     def fetch_all(self) -> None:
         self._fetch(0)
 

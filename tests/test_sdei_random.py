@@ -53,6 +53,7 @@ class View:
 
     def __init__(self) -> None:
         self.x = memoryview(array("Q", [0] * 21))
+        self.context = self.x.cast("B")[: 8 * 20]
 
     def fetch_all(self) -> None: ...
 

@@ -54,6 +54,10 @@ class RegisterView(Protocol):
     @property
     def x(self) -> memoryview: ...
 
+    @property
+    def context(self) -> memoryview:
+        """The first CONTEXT_REGISTERS of `x` as bytes (format "B"): what SDEI saves and restores whole."""
+
     def fetch_all(self) -> None:
         """Fill the whole window."""
 

@@ -7,7 +7,7 @@ import array
 import time
 from collections.abc import Callable
 
-from ..cpu import PC, WINDOW_SIZE
+from ..cpu import CONTEXT_REGISTERS, PC, WINDOW_SIZE
 from ..firmware import Firmware
 from ..sdei import EventDefinition, Function
 from .report import Row, median
@@ -20,6 +20,7 @@ class MemoryView:
 
     def __init__(self) -> None:
         self.x = memoryview(array.array("Q", bytes(8 * WINDOW_SIZE)))
+        self.context = self.x.cast("B")[: 8 * CONTEXT_REGISTERS]
 
     def fetch_all(self) -> None: ...
 

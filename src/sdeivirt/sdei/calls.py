@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from ..cpu import AFFINITY_MASK, CONTEXT_REGISTERS, M64, PC, PSTATE, SCTLR, RegisterView
+from ..cpu import AFFINITY_MASK, M64, PC, PSTATE, SCTLR, RegisterView
 from ..smccc.router import Disposition, Result
 from .abi import REGISTER_RELATIVE, REGISTER_RM_PE, Feature, Function, Info, Status, version_word
 from .bindings import Bindings
@@ -224,8 +224,7 @@ class Calls:
         if pe.normal is None and pe.critical is None:
             return _DENIED
         x = view.x
-        saved = self._delivery.leave(pe, x[1] & _M32 != 0)
-        x[:CONTEXT_REGISTERS] = memoryview(saved).cast("Q")
+        view.context[:] = self._delivery.leave(pe, x[1] & _M32 != 0)
         return Disposition.CONTEXT
 
     def event_complete_and_resume(self, pe: Pe, view: RegisterView) -> Result:
@@ -236,8 +235,7 @@ class Calls:
         if resume & 3:
             return _DENIED
         view.fetch_rest()  # for SCTLR_EL1, which shapes PSTATE
-        saved = self._delivery.leave(pe)
-        x[:CONTEXT_REGISTERS] = memoryview(saved).cast("Q")
+        view.context[:] = self._delivery.leave(pe)
         # The client goes on as if it had taken an exception at the interrupted
         # instruction to the resume address, DEN0054C 5.1.7.
         view.set_exception_return(x[PC], x[PSTATE])

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..cpu import CONTEXT_REGISTERS, M64, PC, PSTATE, SCTLR, RegisterView
+from ..cpu import M64, PC, PSTATE, SCTLR, RegisterView
 from .model import Event, Frame, Handler, Pe
 from .observer import Observer
 from .states import CELLS, Op, State
@@ -30,7 +30,8 @@ _ENABLED = int(State.ENABLED)
 _UNREGISTERED = int(State.UNREGISTERED)
 _DISPATCH = CELLS[Op.DISPATCH]
 _COMPLETE = CELLS[Op.COMPLETE]
-_ZERO_X4_X17 = memoryview(bytes(14 * 8)).cast("Q")
+_X4_X17 = slice(4 * 8, 18 * 8)
+_ZEROES = bytes(14 * 8)
 
 
 class Delivery:
@@ -183,7 +184,8 @@ class Delivery:
         """Put the PE into the handler. The whole window is valid before, and to be written back after."""
         event = handler.event
         x = view.x
-        frame = Frame(handler, x[:CONTEXT_REGISTERS].tobytes())
+        context = view.context
+        frame = Frame(handler, context.tobytes())
         if event.priority:
             pe.critical = frame
         else:
@@ -202,7 +204,7 @@ class Delivery:
 
         pstate = x[PSTATE]
         if self._clear_registers:
-            x[4:18] = _ZERO_X4_X17
+            context[_X4_X17] = _ZEROES
         x[0] = event.number
         x[1] = handler.argument
         x[2] = x[PC]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import capstone
 
-from ...cpu import PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h
+from ...cpu import CONTEXT_REGISTERS, PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h
 from ...sdei.model import Pe
 from ..report import FaultReport
 from .binding import CpReg, Engine, X
@@ -54,6 +54,7 @@ class UnicornView:
         self._engine = engine
         self._cells = (C.c_uint64 * _CELLS)()
         self.x = memoryview(self._cells).cast("B").cast("Q")
+        self.context = memoryview(self._cells).cast("B")[: CONTEXT_REGISTERS * 8]
         cell = [C.addressof(self._cells) + 8 * i for i in range(_CELLS)]
         self._sctlr = CpReg.of("SCTLR_EL1")
         at_sctlr = C.addressof(self._sctlr)
