@@ -48,6 +48,8 @@ SYSREG = {
 }
 
 _CTL_TLB_FLUSH = 11
+# For translated code. Unicorn would reserve 1 GiB an engine; hundreds of vCPUs should not need hundreds of GiB.
+_CODE_BUFFER = 16 << 20
 _NOWHERE = (1 << 64) - 1  # no instruction has an odd address
 
 # Register batches: the fastest call ctypes can make. PyDLL keeps the GIL (handing it over
@@ -97,6 +99,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.uc: Any = _unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self.uc.ctl_set_tcg_buffer_size(_CODE_BUFFER)
         self.uc.ctl_set_cpu_model(arm64_const.UC_CPU_ARM64_MAX)
         self.handle: int = self.uc._uch.value
         self._keep: list[object] = []
