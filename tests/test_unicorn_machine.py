@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import struct
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -620,3 +621,48 @@ def test_an_arm64_image_boots(tmp_path: Path) -> None:
         outcome = machine.wait(DEADLINE)
         assert outcome.reason is ExitReason.POWER_OFF, [fault.render() for fault in outcome.faults]
         assert output == b"\xd0\n"
+
+
+def test_a_shared_event_goes_on_to_the_next_vcpu_when_the_first_takes_another() -> None:
+    """Both vCPUs spin and make no calls; the one that was kicked for the shared event takes a private one instead."""
+    with boot(
+        """
+    mrs x27, mpidr_el1
+    and x27, x27, #0xff
+    cbnz x27, second
+    mov x1, #1
+    adr x2, _start
+    mov x3, #0
+    call CPU_ON
+    mov x1, #8
+    adr x2, handler
+    mov x3, #0
+    mov x4, #0
+    call SDEI_REGISTER
+    mov x1, #8
+    call SDEI_ENABLE
+second:
+    take_event handler
+    ldr x26, =0x40300000
+    mov x1, #1
+    ldadd x1, x2, [x26]
+    cbz x2, 1f
+    say 'R'
+    say 10
+1:  b 1b
+handler:
+    b handler
+""",
+        vcpus=2,
+        events=(EventDefinition(8, shared=True),),
+    ) as machine:
+        console = Console(machine)
+        machine.start()
+        console.shows("R\n")
+        machine.pause()
+        machine.inject(0, 0)
+        machine.inject(8)
+        machine.resume()
+        until = time.monotonic() + DEADLINE
+        while sorted(event for vcpu in machine.status().vcpus for event in vcpu.running) != [0, 8]:
+            assert time.monotonic() < until, machine.status()

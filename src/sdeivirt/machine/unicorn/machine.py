@@ -262,6 +262,9 @@ class UnicornMachine(Machine):
             else:
                 self.firmware.sdei.pe_on(pe)
             self.firmware.psci.started(pe.index)
+            kicks = self.firmware.take_kicks()
+        if kicks:
+            self.kick(kicks)
 
     def vcpu_faulted(self, vcpu: UnicornVcpu) -> None:
         self._ending = self._ending or ExitReason.FAULT

@@ -200,6 +200,9 @@ class UnicornVcpu:
             return  # it looks when it has begun; until then it is masked anyway
         with machine.lock:
             machine.firmware.deliver(self.pe, self.view)
+            kicks = machine.firmware.take_kicks()
+        if kicks:  # what this vCPU did not take may be for another
+            machine.kick(kicks)
 
     # -- traps
 
