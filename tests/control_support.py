@@ -84,7 +84,7 @@ class FakeMachine(Machine):
     def state(self) -> str:
         return self._state
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path | str) -> None:
         raise AssertionError("nothing to load into")
 
     def start(self) -> None:

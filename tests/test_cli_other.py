@@ -201,11 +201,18 @@ def test_vcpus_in_the_same_state_share_a_line(capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert re.search(r"^0,2-511 +0x0 to 0x1f0f +off +yes +- +0$", text, re.MULTILINE)
     assert re.search(r"^1 +0x1 +faulted +yes +- +0$", text, re.MULTILINE)
-    assert re.search(r"^0x0 +private +normal +signal +0-499 +registered enabled pending +500 +0 +0", text, re.MULTILINE)
-    assert re.search(r"^0x7 +private +normal +host +- +never registered$", text, re.MULTILINE)
-    assert re.search(r"^0x40000010 +shared +normal +INTID 40 +any +-", text, re.MULTILINE)
+    assert re.search(r"^0x0 +private +normal +signal, host +500$", text, re.MULTILINE)
+    assert re.search(r"^0x0 +0-499 +registered enabled pending +1 +0 +0$", text, re.MULTILINE)
+    assert re.search(r"^0x7 +private +normal +host +none registered$", text, re.MULTILINE)
+    assert re.search(r"^0x40000010 +shared +normal +INTID 40 +none registered$", text, re.MULTILINE)
+    assert re.search(r"^0x40000010 +any +- +0 +0 +0$", text, re.MULTILINE)
     assert "vCPU 1 stopped: undefined" in text
-    assert len(text.splitlines()) < 20
+    assert len(text.splitlines()) < 24
+    machine.inject(0, 1)
+    _show(machine.status(), fold=True)
+    text = capsys.readouterr().out
+    assert re.search(r"^0x0 +0,2-499 +registered enabled pending +1 +0 +0$", text, re.MULTILINE)
+    assert re.search(r"^0x0 +1 +registered enabled pending +2 +0 +0 +1 coalesced$", text, re.MULTILINE)
     _show(machine.status(), fold=False)
     assert len(capsys.readouterr().out.splitlines()) > 1000
 

@@ -249,7 +249,7 @@ def test_inject_and_cancel(served: Served, qmp: Qmp) -> None:
         ({"event": -1}, "'event' must be 0 to"),
         ({"event": 1 << 64}, "'event' must be 0 to"),
         ({"event": 10**4000}, "'event' must be 0 to"),
-        ({"event": 0, "vcpu": "1"}, "'vcpu' must be a number"),
+        ({"event": 0, "vcpu": "one"}, "'vcpu' must be a number"),
         ({"event": 0, "cpu": 1}, "'cpu' is unexpected"),
         ({"event": 0, "vcpu": 1, "affinity": 1}, "both named"),
         ({"event": 5}, "no event 0x5 is defined"),

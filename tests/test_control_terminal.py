@@ -201,3 +201,37 @@ def test_more_input_than_the_serial_port_holds_arrives_whole(through: str, tmp_p
             )
     assert done.stdout.decode() == letters + "\n"
     assert done.returncode == 0
+
+
+def test_an_unclosed_client_says_nothing_at_exit(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdeivirt", "run", "--guest", "listen"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment(tmp_path),
+    ) as vm:
+        assert vm.stdout is not None
+        assert b"listening" in vm.stdout.readline()
+        try:
+            code = "from sdeivirt import VmClient; vm = VmClient('vm'); print(vm.status().state)"
+            done = subprocess.run(
+                [sys.executable, "-X", "dev", "-c", code], capture_output=True, env=environment(tmp_path), check=False
+            )
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"running\n", b"")
+        finally:
+            vm.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this host has no /dev/full")
+@pytest.mark.parametrize("words", [["status"], ["doctor", "--json"], ["--help"], ["completion", "bash"]])
+def test_a_full_disk_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdeivirt", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path),
+            check=False,
+        )
+    assert done.stderr.decode().splitlines()[0] == "error: cannot write the output: No space left on device"
+    assert done.returncode == 3

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from sdeivirt.errors import StateError, UsageError
 from sdeivirt.machine import ExitReason, FaultReport, MachineConfig, Outcome, open_machine
 from sdeivirt.machine.base import Machine
 
@@ -192,7 +195,6 @@ def test_a_console_that_breaks_is_raised_on_the_host() -> None:
 
 def test_life_cycle_errors() -> None:
     machine: Machine = open_machine("unicorn", MachineConfig(vcpus=1))
-    from sdeivirt.errors import StateError
 
     with pytest.raises(StateError, match="no guest"):
         machine.start()
@@ -208,3 +210,31 @@ def test_life_cycle_errors() -> None:
     assert machine.state == "stopped"
     machine.close()
     machine.close()
+
+
+def test_nothing_is_injected_into_a_machine_that_has_stopped() -> None:
+    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
+        machine.load(str(assemble("    off")))
+        machine.start()
+        assert machine.wait(10).reason is ExitReason.POWER_OFF
+        for call in (machine.inject, machine.cancel):
+            with pytest.raises(StateError, match="stopped"):
+                call(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"policy": "tf-a"}, "policy must be Policy"),
+        ({"conduit": "smc"}, "conduit must be Conduit"),
+        ({"vcpus": "2"}, "vcpus must be int"),
+        ({"vcpus": 2.5}, "vcpus must be int"),
+        ({"vcpus": True}, "vcpus must be int"),
+        ({"bootargs": 5}, "bootargs must be str"),
+        ({"seed": "x"}, "seed must be int or None"),
+        ({"memory": 1}, "bytes of memory"),
+    ],
+)
+def test_a_configuration_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MachineConfig(**values)

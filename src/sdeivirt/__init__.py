@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .machine import ExitReason, FaultReport, Machine, MachineConfig, Outcome, VmStatus, open_machine
     from .sdei import POLICIES, EventDefinition, Policy, Priority, Sdei
     from .sdei.service import Injection
+    from .smccc.ids import Conduit
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Priority",
     "Policy",
     "POLICIES",
+    "Conduit",
     "Sdei",
     "VmClient",
     "SdeivirtError",
@@ -52,6 +54,7 @@ _MODULES = {
     "sdei.service": ("Injection",),
     "control.client": ("VmClient",),
     "errors": ("SdeivirtError",),
+    "smccc.ids": ("Conduit",),
     "guests": ("guest_path",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

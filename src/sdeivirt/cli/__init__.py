@@ -8,19 +8,21 @@ time-out, 128 + n after signal n.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from .. import __version__
-from ..errors import SdeivirtError
+from ..errors import EnvironmentUnavailableError, SdeivirtError
 
 __all__ = ["app", "main"]
 
 BROKEN_PIPE = 128 + 13  # as if SIGPIPE had ended us
 INTERRUPTED = 128 + 2
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = App(
     name="sdeivirt",
@@ -67,6 +69,11 @@ def _discard_output() -> None:
     os.close(devnull)
 
 
+def _see_help(error: CycloptsError) -> str:
+    verb = " ".join(("sdeivirt", *(error.command_chain or ())))
+    return f"see `{verb} --help`"
+
+
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default); the exit code."""
     _open_streams()
@@ -78,9 +85,11 @@ def main(tokens: Sequence[str] | None = None) -> int:
         result = app(words)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except UnusedCliTokensError as error:
+        _complain(f"unexpected argument {(error.unused_tokens or ['?'])[0]!r}", _see_help(error))
+        return 2
     except CycloptsError as error:
-        verb = " ".join(("sdeivirt", *(error.command_chain or ())))
-        _complain(str(error).strip().removesuffix("."), f"see `{verb} --help`")
+        _complain(str(error).strip().removesuffix("."), _see_help(error))
         return 2
     except SdeivirtError as error:
         _complain(error.message, error.hint)
@@ -88,5 +97,11 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        _discard_output()
+        _complain(f"cannot write the output: {error.strerror}", "make room, or send it elsewhere")
+        return EnvironmentUnavailableError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -29,7 +29,7 @@ def bench(
 
     if not 1 <= rounds <= 1000:
         raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 7 is a good number")
-    print("measuring, a minute or so ...", file=sys.stderr)
+    print("measuring, a few seconds a round ...", file=sys.stderr)
     rows = run_all(rounds, quick)
     if json_:
         print(json.dumps([{**dataclasses.asdict(row), "met": row.met} for row in rows], indent=2))

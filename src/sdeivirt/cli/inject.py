@@ -14,7 +14,8 @@ __all__ = ["inject"]
 
 _WAITS = {
     "disabled": "pending, the guest has the event disabled",
-    "running": "pending, its handler is being unregistered",
+    "running": "pending, its handler is running",
+    "paused": "pending, the VM is paused",
     "masked": "pending, the PE is masked",
     "offline": "pending, the PE is off",
     "busy": "pending, another handler runs there",

@@ -31,7 +31,7 @@ def _integer(text: str) -> int:
 def _number(_type: Any, tokens: Sequence[Any]) -> int:
     text: str = tokens[0].value
     if not _NUMBER.fullmatch(text) or len(text) > 100:
-        raise ValueError(f"{text[:40]!r} is no number; write it in decimal, or in hexadecimal with 0x")
+        raise ValueError(f"{text[:40]!r} is no number from 0 on; write it in decimal, or in hexadecimal with 0x")
     return _integer(text)
 
 
@@ -121,7 +121,7 @@ def disable_services(machine: Machine, names: Sequence[str]) -> None:
     """Clear the bits of services, such as std-sdei. Raises UsageError for one that is not there."""
     bitmaps = machine.firmware.router.bitmaps.values()
     places = {name: (bitmap, bit) for bitmap in bitmaps for bit, name in bitmap.names.items()}
-    for name in names:
+    for name in ",".join(names).split(",") if names else ():
         if name not in places:
             raise UsageError(f"there is no service {name!r} to disable", f"services are {', '.join(places)}")
         bitmap, bit = places[name]

@@ -27,7 +27,8 @@ def table(title: str, *columns: str) -> Table:
     """An empty table without frame."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in columns:
-        made.add_column(column, header_style="dim", justify="left", overflow="fold")
+        # Where a terminal is too narrow, only what consists of words is broken, and between words.
+        made.add_column(column, header_style="dim", justify="left", no_wrap=column not in ("state", "of these"))
     return made
 
 

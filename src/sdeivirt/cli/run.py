@@ -18,7 +18,7 @@ from ..control.terminal import Terminal
 from ..errors import TimeLimitError, UsageError
 from ..guests import GUESTS, guest_path
 from ..machine import ExitReason, MachineConfig, open_machine
-from ..sdei.events import load_events, parse_event
+from ..sdei.events import EVENT_0, load_events, parse_event
 from ..smccc.ids import Conduit
 from . import BROKEN_PIPE
 from .options import MachineOptions, Number, Seconds, Size, disable_services, policy_named
@@ -71,7 +71,8 @@ def run(
     shared_slots
         How many SPIs the guest can bind, instead of the policy's number.
     disable
-        A service to switch off: std-trng, std-sdei or vendor-hyp.
+        A service to switch off: std-trng, std-sdei or vendor-hyp; any number
+        of times, or several with commas.
     watchdog
         Seconds that one SDEI handler may run before its vCPU counts as stuck.
     timeout
@@ -107,7 +108,9 @@ def run(
 
         def ready() -> None:
             terminal.say(f"VM {name!r}: control directory {directory.path}")
-            terminal.say(f"inject with `sdeivirt inject {name} 0` or `echo 0 > {directory.fifo(0)}`")
+            first = config.events[0] if config.events else EVENT_0
+            fifo = "" if first.shared else f" or `echo {first.number:#x} > {directory.fifo(0)}`"
+            terminal.say(f"inject with `sdeivirt inject {name} {first.number:#x}`{fifo}")
             if terminal.interactive:
                 terminal.say("Ctrl-] ends the VM")
 
@@ -124,7 +127,11 @@ def _image(guest: str | None, kernel: Path | None) -> Path:
     if kernel is not None:
         return kernel
     assert guest is not None
-    return guest_path(guest) if guest in GUESTS else Path(guest)
+    if guest in GUESTS:
+        return guest_path(guest)
+    if not Path(guest).is_file():
+        raise UsageError(f"there is no guest {guest!r}", f"give the path of an ELF file, or one of {', '.join(GUESTS)}")
+    return Path(guest)
 
 
 @contextmanager

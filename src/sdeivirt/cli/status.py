@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from rich.console import RenderableType
@@ -29,7 +29,7 @@ T = TypeVar("T")
 def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = False) -> None:
     """Show all running VMs, or everything about one.
 
-    vCPUs in the same state share a line; their counts are added up.
+    vCPUs of which the same is to be said share a line.
 
     Parameters
     ----------
@@ -88,9 +88,11 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
 def _show(report: VmStatus, fold: bool) -> None:
     head = (
         f"VM {report.name}: {report.state}, machine {report.machine}, scheduler {report.scheduler}, "
-        f"{len(report.vcpus)} vCPUs, {report.memory >> 20} MiB, policy {report.policy}"
+        f"{len(report.vcpus)} vCPU{'s' * (len(report.vcpus) > 1)}, {report.memory >> 20} MiB, policy {report.policy}"
     )
-    parts: list[RenderableType] = [Text(head), "", _pes(report.vcpus, fold), "", _events(report.events, fold)]
+    parts: list[RenderableType] = [Text(head), "", _pes(report.vcpus, fold), "", _events(report.events)]
+    if any(event.handlers for event in report.events):
+        parts += ["", _handlers(report.events, fold)]
     for fault in report.faults:
         parts += ["", Text(fault.render(), overflow="ignore", no_wrap=True)]
     show(*parts)
@@ -112,26 +114,38 @@ def _pes(vcpus: list[PeStatus], fold: bool) -> Table:
     return made
 
 
-_COUNTS = ("injected", "delivered", "completed", "failed", "coalesced", "dropped")
+_COUNTS = ("injected", "delivered", "completed")
+_RARE_COUNTS = ("failed", "coalesced", "dropped")
 
 
 def _flags(handler: HandlerReport) -> str:
     return flags([(name, getattr(handler, name)) for name in ("registered", "enabled", "running", "pending")])
 
 
-def _events(events: list[EventStatus], fold: bool) -> Table:
-    made = table("Events", "event", "type", "priority", "from", "vCPU", "state", *_COUNTS)
+def _events(events: list[EventStatus]) -> Table:
+    made = table("Events", "event", "type", "priority", "raised by", "handlers")
     for event in events:
         interrupt = "" if event.interrupt is None else f"INTID {event.interrupt}"
-        source = interrupt or ("signal" if event.signalable else "host")
-        head = [f"{event.number:#x}", event.type, event.priority, source + (" (bound)" if event.dynamic else "")]
-        if not event.handlers:
-            made.add_row(*head, "-", "never registered")
-        groups = _grouped(event.handlers, lambda handler: (_flags(handler), *(() if fold else (handler.vcpu,))))
-        for group in groups:
-            counts = (sum(getattr(handler, name) for handler in group) for name in _COUNTS)
-            made.add_row(*head, _where(group), _flags(group[0]), *(str(count) for count in counts))
-            head = [""] * len(head)
+        source = interrupt or ("signal, host" if event.signalable else "host")
+        registered = sum(handler.registered for handler in event.handlers)
+        made.add_row(
+            f"{event.number:#x}",
+            event.type,
+            event.priority,
+            source + (" (bound)" if event.dynamic else ""),
+            str(registered) if registered else "none registered",
+        )
+    return made
+
+
+def _handlers(events: list[EventStatus], fold: bool) -> Table:
+    made = table("Handlers", "event", "vCPU", "state", *_COUNTS, "of these")
+    for event in events:
+        for group in _grouped(event.handlers, lambda one: replace(one, vcpu=None) if fold else one):
+            handler = group[0]
+            rare = [f"{getattr(handler, name)} {name}" for name in _RARE_COUNTS if getattr(handler, name)]
+            counts = (str(getattr(handler, name)) for name in _COUNTS)
+            made.add_row(f"{event.number:#x}", _where(group), _flags(handler), *counts, ", ".join(rare))
     return made
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import fields
 from types import TracebackType
@@ -75,6 +76,17 @@ def _error(data: Mapping[str, Any]) -> SdeivirtError:
     return error
 
 
+def _disconnect(runner: asyncio.Runner, qmp: QMPClient) -> None:
+    async def disconnect() -> None:
+        try:
+            await qmp.disconnect()
+        except Exception:
+            _log.debug("the connection ended in an error", exc_info=True)
+
+    with runner:
+        runner.run(disconnect())
+
+
 class VmClient:
     """A connection to a running VM. A context manager; not to be shared between threads.
 
@@ -87,7 +99,6 @@ class VmClient:
         self.vm: RunningVm = find_vm(name)
         self._patience = patience
         self._runner = asyncio.Runner()
-        self._closed = False
         self._qmp: QMPClient
         self._events = EventListener()
         try:
@@ -95,6 +106,8 @@ class VmClient:
         except BaseException:
             self._runner.close()
             raise
+        # Also for those who forget to close: at the latest when the interpreter ends.
+        self._finish = weakref.finalize(self, _disconnect, self._runner, self._qmp)
 
     async def _connect(self) -> None:
         deadline = time.monotonic() + self._patience
@@ -173,17 +186,7 @@ class VmClient:
 
     def close(self) -> None:
         """Disconnect. Can be called twice."""
-
-        async def disconnect() -> None:
-            try:
-                await self._qmp.disconnect()
-            except Exception:
-                _log.debug("the connection ended in an error", exc_info=True)
-
-        if not self._closed:
-            self._closed = True
-            with self._runner:
-                self._runner.run(disconnect())
+        self._finish()
 
     def __enter__(self) -> VmClient:
         return self

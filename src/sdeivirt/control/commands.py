@@ -31,7 +31,7 @@ __all__ = ["CommandError", "Commands", "Request", "error_object", "parse_request
 
 _log = logging.getLogger(__name__)
 
-_HEX = re.compile(r"0[xX][0-9a-fA-F]{1,16}")
+_NUMERAL = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
 _MAX_NUMBER = (1 << 64) - 1
 
 # QEMU's names (qapi/run-state.json, RunState) for the states of a machine.
@@ -94,8 +94,8 @@ def parse_request(message: object) -> Request:
 
 
 def _number(name: str, value: object) -> int:
-    if isinstance(value, str) and _HEX.fullmatch(value):
-        value = int(value, 16)
+    if isinstance(value, str) and _NUMERAL.fullmatch(value):
+        value = int(value, 16 if value[:2] in ("0x", "0X") else 10)
     if not isinstance(value, int) or isinstance(value, bool):
         raise CommandError(f"argument {name!r} must be a number")
     if not 0 <= value <= _MAX_NUMBER:

@@ -97,6 +97,7 @@ class _Host:
         machine, terminal = self._machine, self._terminal
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGCONT, terminal.continued)
         watch: asyncio.Task[None] | None = None
         try:
             await self._open()

@@ -48,18 +48,32 @@ class Terminal:
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_broken: Callable[[], None] = lambda: None
+        self._listen: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Terminal:
         if self.interactive:
-            self._saved = termios.tcgetattr(_STDIN)
-            mode = termios.tcgetattr(_STDIN)
-            mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
-            # Output processing stays on: it turns the guest's \n, and that of our own messages, into \r\n.
-            mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
-            mode[6][termios.VMIN] = 1
-            mode[6][termios.VTIME] = 0
-            termios.tcsetattr(_STDIN, termios.TCSADRAIN, mode)
+            self._make_raw()
         return self
+
+    def _make_raw(self) -> None:
+        if self._saved is None:
+            self._saved = termios.tcgetattr(_STDIN)
+        mode = termios.tcgetattr(_STDIN)
+        mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
+        # Output processing stays on: it turns the guest's \n, and that of our own messages, into \r\n.
+        mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        mode[6][termios.VMIN] = 1
+        mode[6][termios.VTIME] = 0
+        termios.tcsetattr(_STDIN, termios.TCSADRAIN, mode)
+
+    def continued(self) -> None:
+        """SIGCONT: a job that comes to the foreground takes the terminal, whose mode the shell may have reset."""
+        if self._closing.is_set() or not _may_control_terminal():
+            return
+        self.interactive = True
+        self._make_raw()
+        self._listen()
+        self.say("Ctrl-] ends the VM")
 
     def restore(self) -> None:
         """Put the terminal back into the mode it was in. Can be called twice."""
@@ -105,8 +119,6 @@ class Terminal:
         """
         loop = self._loop = asyncio.get_running_loop()
         self._on_broken = broken
-        if os.isatty(_STDIN) and not self.interactive:
-            return
 
         def readable() -> None:
             try:
@@ -135,10 +147,17 @@ class Terminal:
             else:
                 loop.add_reader(_STDIN, readable)
 
-        try:
-            loop.add_reader(_STDIN, readable)
-        except OSError:  # a regular file or /dev/null, which epoll refuses and which never blocks; or no stdin at all
-            threading.Thread(target=self._type_file, args=(type_in,), daemon=True).start()
+        def listen() -> None:
+            try:
+                loop.add_reader(_STDIN, readable)
+            except (
+                OSError
+            ):  # a regular file or /dev/null, which epoll refuses and which never blocks; or no stdin at all
+                threading.Thread(target=self._type_file, args=(type_in,), daemon=True).start()
+
+        self._listen = listen
+        if self.interactive or not os.isatty(_STDIN):
+            listen()
 
     def _type_file(self, type_in: Callable[[bytes], int]) -> None:
         with contextlib.suppress(OSError):

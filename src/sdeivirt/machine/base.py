@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from ..cpu import CpuFeatures
-from ..errors import UsageError
+from ..errors import StateError, UsageError
 from ..firmware import Firmware
 from ..sdei import EventDefinition, Policy
 from ..sdei.policy import KVM
@@ -74,6 +74,11 @@ class MachineConfig:
     watchdog: float | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise UsageError(f"{name} must be {expected}, not {value!r}", _TYPE_HINTS.get(name, ""))
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"a machine cannot have {self.vcpus} vCPUs", f"it can have 1 to {MAX_VCPUS}")
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % (1 << 20):
@@ -81,6 +86,24 @@ class MachineConfig:
                 f"a machine cannot have {self.memory:#x} bytes of memory",
                 "it can have whole MiB from 2 MiB to 64 GiB, such as 64M",
             )
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "vcpus": (int,),
+    "memory": (int,),
+    "policy": (Policy,),
+    "events": (tuple, list),
+    "conduit": (Conduit,),
+    "bootargs": (str,),
+    "bitmaps": (Mapping,),
+    "seed": (int, type(None)),
+    "watchdog": (int, float, type(None)),
+}
+_TYPE_HINTS = {
+    "policy": "the presets are in sdeivirt.POLICIES, by name",
+    "conduit": "sdeivirt.Conduit.HVC or .SMC",
+}
 
 
 class ExitReason(enum.Enum):
@@ -129,7 +152,7 @@ class Machine(ABC):
         """created, running, paused or stopped."""
 
     @abstractmethod
-    def load(self, path: Path) -> None:
+    def load(self, path: Path | str) -> None:
         """Load an ELF file or an arm64 Image. Raises ImageError."""
 
     @abstractmethod
@@ -189,8 +212,10 @@ class Machine(ABC):
     def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
         """Inject an SDEI event, into a vCPU named by index or affinity if it is private.
 
-        Raises UnknownEventError, UnknownVcpuError, NotRegisteredError, UsageError.
+        Raises UnknownEventError, UnknownVcpuError, NotRegisteredError, UsageError,
+        and StateError where the machine has stopped.
         """
+        state = self._alive()
         with self.lock:
             sdei = self.firmware.sdei
             if affinity is not None:
@@ -199,15 +224,23 @@ class Machine(ABC):
             kicks = self.firmware.take_kicks()
         if kicks:
             self.kick(kicks)
-        return injection
+        return replace(injection, waits="paused") if state == "paused" and not injection.waits else injection
 
     def cancel(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> bool:
         """Take back a pending event; False if none was pending. Errors as :meth:`inject`, and EventRunningError."""
+        self._alive()
         with self.lock:
             sdei = self.firmware.sdei
             if affinity is not None:
                 vcpu = sdei.pe_of_affinity(affinity).index
             return sdei.cancel(event, vcpu)
+
+    def _alive(self) -> str:
+        """The state, which is not stopped."""
+        state = self.state
+        if state == "stopped":
+            raise StateError("the machine has stopped", "nothing can be injected any more: start another")
+        return state
 
     def status(self) -> VmStatus:
         """Everything there is to know, in one consistent record."""

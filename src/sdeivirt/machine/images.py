@@ -64,7 +64,7 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
     if image.start < ram_base or image.end > ram_end:
         need = max(image.end - ram_base, 0)
         hint = (
-            f"it needs {-(-need >> 20)}M: give --memory {-(-need // (1 << 20)) + 1}M or more"
+            f"it needs {-(-need >> 20)}M: give --memory {-(-need >> 20)}M or more"
             if image.start >= ram_base
             else f"link it at {ram_base:#x} or above"
         )

@@ -136,8 +136,11 @@ def load_events(path: Path) -> list[EventDefinition]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EventFileError(f"{path} is no TOML file: {error}", _EXAMPLE) from error
     tables = document.get("event")
-    if set(document) != {"event"} or not isinstance(tables, list):
-        raise EventFileError(f"{path} holds no [[event]] tables, or something beside them", _EXAMPLE)
+    if not isinstance(tables, list):
+        raise EventFileError(f"{path} holds no [[event]] tables", _EXAMPLE)
+    if len(document) > 1:
+        other = next(key for key in document if key != "event")
+        raise EventFileError(f"{path} holds {other!r} beside its [[event]] tables", "remove it")
     events = []
     for position, table in enumerate(tables, 1):
         where = f"{path}, event {position}"
@@ -145,6 +148,15 @@ def load_events(path: Path) -> list[EventDefinition]:
             raise EventFileError(f"{where} is no table", _EXAMPLE)
         events.append(_from_table(table, where))
     return events
+
+
+_WORDS = {
+    "private": "type",
+    "shared": "type",
+    "normal": "priority",
+    "critical": "priority",
+    "signalable": "signalable",
+}
 
 
 def parse_event(text: str) -> EventDefinition:
@@ -155,19 +167,15 @@ def parse_event(text: str) -> EventDefinition:
         table["number"] = int(number, 0)
         for word in filter(None, rest.split(",")):
             key, equals, value = word.partition("=")
-            if key in ("private", "shared") and not equals:
-                table["type"] = key
-            elif key in ("normal", "critical") and not equals:
-                table["priority"] = key
-            elif key == "signalable" and not equals:
-                table["signalable"] = True
-            elif key == "interrupt" and equals:
-                table["interrupt"] = int(value, 0)
-            else:
+            what = _WORDS.get(key) if not equals else "interrupt" if key == "interrupt" else None
+            if what is None:
                 raise EventFileError(
                     f"{word!r} says nothing of an event",
                     "use private, shared, normal, critical, signalable, interrupt=N",
                 )
+            if what in table:
+                raise EventFileError(f"{text!r} gives the {what} twice", "say it once")
+            table[what] = int(value, 0) if equals else True if what == "signalable" else key
     except ValueError as error:
         raise EventFileError(f"{text!r} is no event definition", "for example 0x40000010:shared,critical") from error
     return _from_table(table, f"event {number}")

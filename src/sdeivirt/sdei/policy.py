@@ -49,8 +49,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for what in ("private_slots", "shared_slots"):
-            if not 0 <= getattr(self, what) <= MAX_SLOTS:
-                raise UsageError(f"{what} must be 0 to {MAX_SLOTS}, not {getattr(self, what)}")
+            slots = getattr(self, what)
+            if not 0 <= slots <= MAX_SLOTS:
+                raise UsageError(f"there cannot be {slots} {what.replace('_', ' ')}", f"0 to {MAX_SLOTS} can be")
 
 
 # KVM, vendor "KVM": the log in the v7 cover letter, and v7's order of checks.

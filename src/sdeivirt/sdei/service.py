@@ -34,8 +34,9 @@ class Injection:
 
     `vcpu` is the index of the PE that will take the event, None for a shared
     event that any may take. `waits` says what it still waits for: "" (nothing:
-    it is being delivered), "disabled", "running", "masked", "offline" or
-    "busy" (another handler of the same or a higher priority runs there).
+    it is being delivered), "disabled", "running", "masked", "offline", "busy"
+    (another handler of the same or a higher priority runs there) or "paused"
+    (the machine is).
     `coalesced` tells that it was pending already.
     """
 

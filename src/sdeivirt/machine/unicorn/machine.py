@@ -92,10 +92,10 @@ class UnicornMachine(Machine):
             return "stopped"
         return "paused" if self._paused else "running"
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path | str) -> None:
         if self._thread is not None:
             raise StateError("a guest is loaded before the machine starts")
-        self._image = read_image(path, RAM_BASE, self.ram_size)
+        self._image = read_image(Path(path), RAM_BASE, self.ram_size)
         self._place()
 
     def start(self) -> None:
