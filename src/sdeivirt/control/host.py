@@ -153,9 +153,10 @@ class _Host:
     # -- faults
 
     async def _watch(self) -> None:
-        """Tell of vCPUs that fault while others go on."""
+        """Tell of vCPUs that fault while others go on, and notice when the shell gives us the terminal."""
         while True:
             self._report(self._machine.faults())
+            self._terminal.take_if_ours()
             await asyncio.sleep(_FAULT_INTERVAL)
 
     def _report(self, faults: list[FaultReport]) -> None:

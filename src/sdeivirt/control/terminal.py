@@ -67,13 +67,18 @@ class Terminal:
         termios.tcsetattr(_STDIN, termios.TCSADRAIN, mode)
 
     def continued(self) -> None:
-        """SIGCONT: a job that comes to the foreground takes the terminal, whose mode the shell may have reset."""
+        """SIGCONT: whoever goes on in the foreground takes the terminal, whose mode the shell may have reset."""
         if self._closing.is_set() or not _may_control_terminal():
             return
         self.interactive = True
         self._make_raw()
         self._listen()
         self.say("Ctrl-] ends the VM")
+
+    def take_if_ours(self) -> None:
+        """A background job may have come to the foreground: shells do not tell one that runs."""
+        if not self.interactive and _may_control_terminal():
+            self.continued()
 
     def restore(self) -> None:
         """Put the terminal back into the mode it was in. Can be called twice."""
