@@ -107,7 +107,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     rates = [cycles * len(CYCLE) / run(cycles) for _ in range(rounds)]
     rows = [
         Row(
-            "core: calls of a client's life",
+            "core alone, one core: a client's calls",
             median(rates),
             "calls/s",
             min(rates),
@@ -121,5 +121,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
         small, large = make(1, 1), make(pes, events)
         small(100), large(100)
         ratios = [large(cycles // 2) / small(cycles // 2) for _ in range(rounds)]
-        rows.append(Row(f"core: cost of a call, {name}", median(ratios), "x", min(ratios), max(ratios), "in turn", 1.2))
+        rows.append(
+            Row(f"core alone: cost of a call, {name}", median(ratios), "x", min(ratios), max(ratios), "in turn", 1.2)
+        )
     return rows

@@ -56,18 +56,17 @@ def render(rows: Sequence[Row]) -> str:
     for row in rows:
         target = ""
         if row.target is not None:
-            bound = "at least" if row.at_least else "at most"
-            target = f"{bound} {_number(row.target)}: {'ok' if row.met else 'MISSED'}"
+            bound = ">=" if row.at_least else "<="
+            target = f"{bound} {row.target:,g} {'ok' if row.met else 'MISSED'}"
         lines.append(
             (
                 row.name,
                 f"{_number(row.value)} {row.unit}",
-                f"{_number(row.low)} .. {_number(row.high)}",
+                f"{_number(row.low)}-{_number(row.high)}",
                 target,
-                row.baseline,
             )
         )
-    head = ("figure", "median", "rounds", "target", "against")
+    head = ("figure", "median", "rounds", "target")
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
