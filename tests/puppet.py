@@ -100,8 +100,10 @@ class Code:
         source = "".join(f"    .equ {name}, {value:#x}\n" for name, value in constants.items())
         self.path = assemble(source + (Path(__file__).parent / "puppet_guest.S").read_text())
         with self.path.open("rb") as file:
-            table = ELFFile(file).get_section_by_name(".symtab")
-            self.at = {symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name}
+            table: Any = ELFFile(file).get_section_by_name(".symtab")
+            self.at: dict[str, int] = {
+                symbol.name: symbol["st_value"] for symbol in table.iter_symbols() if symbol.name
+            }
         at = self.at
         # Where stretches of code begin that mean the same to an interruption.
         borders: list[tuple[int, str]] = [(at["_start"], "begin")]
@@ -109,20 +111,24 @@ class Code:
             changed = at[f"back_{c}" if c else f"store_{c}"]
             borders += [(at[f"enter_{c}" if c else "arrive_0"], f"arrive {c}"), (at[f"spin_{c}"], f"rest {c}")]
             borders += [(at[f"take_{c}"], f"take {c}")]
-            borders += [(changed, f"rest {c}"), (at[f"bad_{c}"], "bad")]
+            borders += [(changed, f"tell {c}"), (at[f"bad_{c}"], "bad")]
             for call in ("hvc", "smc", "wfi", *(("leave_hvc", "leave_smc") if c else ())):
-                borders += [(at[f"{call}_{c}"] + 4, f"rest {c}"), (at[f"{call}_{c}"] + 8, f"take {c}")]
+                borders += [(at[f"{call}_{c}"] + 4, f"tell {c}"), (at[f"{call}_{c}"] + 8, f"take {c}")]
         borders += [(at["resume"], "resume"), (at["resume_end"], "bad"), (at["normal_entries"], "arrive 1")]
         borders += [(at["critical_entries"], "arrive 2"), (at["resume_entries"], "resume"), (at["entries_end"], "bad")]
-        # Where two begin at one address, the later one in this list holds... unless it is the end of a call.
+        # Where two begin at one address, the later one in this list holds; but a call is over when it is over.
         self._names: dict[int, str] = {}
         for address, name in borders:
-            if not (name.startswith("take") and self._names.get(address, "").startswith("rest")):
+            if not (name.startswith("take") and self._names.get(address, "").startswith("tell")):
                 self._names[address] = name
         self._starts = sorted(self._names)
 
     def place(self, pc: int) -> str:
-        """What the code at `pc` does: "arrive C" or "rest C" (where x0..x17 stay as they are), "take C", "resume"..."""
+        """What the code at `pc` does, and in which context, such as "take 1".
+
+        "arrive" in a handler, "rest", "take" a request, "tell" what came of the call, "resume" after
+        COMPLETE_AND_RESUME. Only "take" changes x0..x17 and PSTATE.
+        """
         i = bisect_right(self._starts, pc)
         return self._names[self._starts[i - 1]] if i else "bad"
 
@@ -184,12 +190,14 @@ class Gate:
         self._condition = threading.Condition()
         self._credit = 0
         self._waits = False
+        self.next = 0  # the vCPU whose slice begins when the gate opens
         self._open = False
         machine.on_slice = self._slice
 
-    def _slice(self, _vcpu: int, _pc: int) -> None:
+    def _slice(self, vcpu: int, _pc: int) -> None:
         machine = self._machine
         with self._condition:
+            self.next = vcpu
             self._waits = True
             self._condition.notify_all()
             # A pause goes through, or it would wait for us for ever.
@@ -318,6 +326,15 @@ class Puppet:
         if self.gate is not None:
             self.gate.grant(slices)
 
+    def catch(self, pe: int, what: str, slices: int = 60) -> None:
+        """Stop the PE in the midst of something (see :meth:`Code.place`), if it comes by."""
+        gate = self.gate
+        while gate is not None and slices and self.machine.state == "running":
+            if gate.next != pe and self.code.place(self.machine.vcpus[pe].pc).startswith(what):
+                return
+            gate.grant(1)
+            slices -= 1
+
     def until(self, unrest: Callable[[], str], prod: Callable[[], None]) -> None:
         """Run until `unrest` has nothing more to say. `prod` is called now and then."""
         end = time.monotonic() + DEADLINE
@@ -326,7 +343,8 @@ class Puppet:
         while reason := unrest():
             if self.machine.state == "stopped":
                 raise AssertionError(f"the guest stopped: {reason}\n{self.last_words()}")
-            assert slices < ENOUGH_SLICES and time.monotonic() < end, f"nothing happens: {reason}"
+            assert slices < ENOUGH_SLICES, f"nothing happens: {reason}"
+            assert time.monotonic() < end, f"nothing happens: {reason}"
             prod()
             if self.gate is not None:
                 self.gate.grant(4)
@@ -337,14 +355,14 @@ class Puppet:
     @contextmanager
     def still(self) -> Iterator[None]:
         """No vCPU runs while this lasts."""
-        paused = self.gate is None and self.machine.state == "running"
-        if paused:
-            self.machine.pause()
+        if self.gate is not None:
+            yield
+            return
+        self.machine.pause()
         try:
             yield
         finally:
-            if paused:
-                self.machine.resume()
+            self.machine.resume()
 
     def last_words(self) -> str:
         """Why the guest stopped: which registers are not what they were."""

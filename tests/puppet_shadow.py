@@ -16,7 +16,17 @@ from sdeivirt.sdei import EventDefinition
 
 from .oracle import CONTEXT, M64, Handler, Oracle
 from .puppet import (
-    BY_SMC, ELR_VALUE, LEAVE, MEMORY, SP_EL0_VALUE, SPSR_VALUE, STACKS, WFI, Mailbox, Puppet, Request,
+    BY_SMC,
+    ELR_VALUE,
+    LEAVE,
+    MEMORY,
+    SP_EL0_VALUE,
+    SPSR_VALUE,
+    STACKS,
+    WFI,
+    Mailbox,
+    Puppet,
+    Request,
 )  # fmt: skip
 
 __all__ = ["CPU_OFF", "CPU_ON", "CPU_SUSPEND", "AFFINITY_INFO", "SYSTEM_RESET", "Shadow"]
@@ -69,7 +79,7 @@ class Shadow:
         self._power = {pe: "off" if pe else "on-pending" for pe in self.pes}
         self._requests: dict[tuple[int, int], Request] = {}
         self._entries = {(pe, c): 0 for pe in self.pes for c in range(3)}
-        self._records: dict[tuple[int, int], tuple[int, int, int, str]] = {}
+        self._records: dict[tuple[int, int], tuple[int, list[tuple[int, int]], str]] = {}
         self._waking: set[int] = set()
         self._resumed = dict.fromkeys(self.pes, 0)
         self._resume_records: dict[int, dict[str, int]] = {}
@@ -82,6 +92,11 @@ class Shadow:
         """Whether it runs guest code."""
         state = self.oracle.pes[pe]
         return self._power[pe] == "on" and state.online and not state.asleep
+
+    def stays_up(self, pe: int) -> bool:
+        """Whether nothing that the PE was asked to do puts it to sleep, perhaps only when a handler has ended."""
+        requests = (request for request in self._requests.values() if request.pe == pe)
+        return self.up(pe) and not any(r.kind & WFI or r.x[0] in (CPU_OFF, CPU_SUSPEND) for r in requests)
 
     def context(self, pe: int) -> int:
         frame = self.oracle.top(pe)
@@ -97,8 +112,11 @@ class Shadow:
         registers.update(pc=registers["elr"], pstate=registers["spsr"])
 
     def _is_under(self, pe: int, place: str) -> bool:
-        """Whether a handler that runs has interrupted this code."""
-        return any(self.code.place(frame.saved["pc"]) == place for frame in self.oracle.pes[pe].frames)
+        """Whether a handler that runs has interrupted this code, or the resume stub on its way back to it."""
+        places = [self.code.place(frame.saved["pc"]) for frame in self.oracle.pes[pe].frames]
+        if "resume" in places:
+            places.append(self.code.place(self.oracle.registers[pe]["elr"]))
+        return place in places
 
     def needs_elr(self, pe: int) -> bool:
         """Whether something waits that a second COMPLETE_AND_RESUME, or a power-down, would lead astray."""
@@ -182,14 +200,16 @@ class Shadow:
             request = self._requests.get((pe, c))
             if request is not None:
                 if box["DONE"] != request.seq or not (request.called or request.kind & WFI):
-                    return f"PE {pe} has not done its request in context {c}: {'called' if request.called else 'posted'}"
+                    return (
+                        f"PE {pe} has not done its request in context {c}: {'called' if request.called else 'posted'}"
+                    )
                 if not request.called:
                     self._waited(request)
                 del self._requests[pe, c]
         return ""
 
     def _prod(self) -> None:
-        """PEs wait for an event that nobody raised: any kick ends that. Not while one is due, it has to do so itself."""
+        """PEs wait for an event that nobody raised: any kick ends that. Not while one is due: that has to do so."""
         if not self.oracle.deliverable():
             for request in list(self._requests.values()):
                 waits = request.kind & WFI or (request.called and request.x[0] == CPU_SUSPEND)
@@ -231,6 +251,9 @@ class Shadow:
             if self._resuming(pe) and request.x[0] & 0xFFFF_FFFF == 0xC400_0026:
                 self._resumed[pe] += 1
                 self._resume_records[pe] = dict(registers)
+                record = self._records.get((pe, self.context(pe)))
+                if record and self.code.place(registers["elr"]).startswith("arrive"):
+                    record[1].append((registers["elr"], registers["spsr"]))  # it may not have read them yet
 
     def _on_look(self, pe: int) -> None:
         self._step[pe] = "look"
@@ -256,7 +279,7 @@ class Shadow:
         self.oracle.enter(pe, event)
         c = self.context(pe)
         self._entries[pe, c] += 1
-        self._records[pe, c] = (registers["pc"], registers["elr"], registers["spsr"], self.code.place(saved[18]))
+        self._records[pe, c] = (registers["pc"], [(registers["elr"], registers["spsr"])], self.code.place(saved[18]))
         self.entered.append((pe, event))
 
     def _interrupted(self, pe: int, saved: list[int]) -> None:
@@ -280,14 +303,19 @@ class Shadow:
             assert not (pstate ^ registers["pstate"]) & (pstate ^ request.pstate), f"PE {pe} has PSTATE {pstate:#x}"
             registers.update(zip(CONTEXT, saved, strict=True))
         else:
-            assert place in (f"arrive {c}", f"rest {c}", "resume"), f"PE {pe} was interrupted at {pc:#x} ({place}) in context {c}"
+            assert place in (f"arrive {c}", f"rest {c}", f"tell {c}", "resume"), (
+                f"PE {pe} was interrupted at {pc:#x} ({place}) in context {c}"
+            )
             if request is not None and request.kind & WFI and not request.called and self._beyond_wfi(request, pc):
                 self._waited(request)
         registers["pc"] = pc
 
     def _beyond_wfi(self, request: Request, pc: int) -> bool:
         c = request.context
-        return pc == self.code.after_call(request) or self.code.at[f"store_{c}"] <= pc < self.code.at[f"bad_{c}"]
+        done = self.puppet.boxes[request.pe][c]["DONE"] == request.seq
+        return (
+            done or pc == self.code.after_call(request) or self.code.at[f"store_{c}"] <= pc < self.code.at[f"bad_{c}"]
+        )
 
     def _waited(self, request: Request) -> None:
         """A WFI is over: it changed nothing."""
@@ -413,8 +441,9 @@ class Shadow:
         box = self.puppet.boxes[pe][context]
         assert box["ENTRIES"] == self._entries[pe, context], f"context {context} of PE {pe} was entered behind our back"
         if (pe, context) in self._records:
-            pc, elr, spsr, place = self._records[pe, context]
-            assert [box[name] for name in ("ENTRY_PC", "ENTRY_ELR", "ENTRY_SPSR")] == [pc, elr, spsr]
+            pc, returns, place = self._records[pe, context]
+            assert box["ENTRY_PC"] == pc
+            assert (box["ENTRY_ELR"], box["ENTRY_SPSR"]) in returns
             assert box["SP0"] == SP_EL0_VALUE + 0x10 * pe
             assert box["ENTRY_SP"] in self._stack(pe), f"SP was {box['ENTRY_SP']:#x} when PE {pe} entered {place}"
 

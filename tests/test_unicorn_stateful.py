@@ -10,7 +10,8 @@ what is printed then is what was done, not when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -66,6 +67,7 @@ common_calls = st.one_of(
 )
 setups = st.sampled_from(["plain", "plain", "bound", "bare"])
 numbers = st.sampled_from([*NUMBERS, *NUMBERS, *DYNAMIC, 99])
+stretches = st.sampled_from(["take", "take", "tell", "arrive", "resume"])
 # What can be done at once, before anybody looks: each a name and its arguments.
 actions = st.one_of(
     st.tuples(st.just("call"), pes, st.one_of(common_calls, common_calls, any_call), ways),
@@ -74,6 +76,7 @@ actions = st.one_of(
     st.tuples(st.just("inject"), numbers, pes),
     st.tuples(st.just("cancel"), numbers, pes),
     st.tuples(st.just("go"), st.integers(1, 6)),
+    st.tuples(st.just("catch"), pes, stretches),
     st.tuples(st.just("sleep"), pes, st.sampled_from(["wfi", "standby", "powerdown", "off"]), ways),
     st.tuples(st.just("power_on"), pes, st.integers(0, M64)),
 )
@@ -89,7 +92,6 @@ class Walk(RuleBasedStateMachine):
     def boot(self, seed: int, how: str) -> None:
         """Start the machine and its vCPUs."""
         self.finished = False
-        self.anchor: int | None = None  # a PE that has to stay awake until the others have done their part
         self.shadow = Shadow(PES, EVENTS, self.policy, SLOTS, seed if self.stepped else None)
         note(f"scheduler: {self.shadow.puppet.machine.scheduler}")
         self.start_all(how)
@@ -101,23 +103,28 @@ class Walk(RuleBasedStateMachine):
             self.settle()
         self.prepare(PES, how)
 
-    def prepare(self, pes: Iterable[int], how: str) -> None:
+    def prepare(self, pes: Sequence[int], how: str) -> None:
         """What a guest does when it starts, so that walks need not find it by chance."""
+        if how == "bare":
+            return
+        oracle = self.shadow.oracle
         known = list(NUMBERS)
         if how == "bound":
             for intid in (21, 41):
-                self.each(pes, ("interrupt_bind", (intid,)))
-            known += [DYNAMIC[0], DYNAMIC[2]]
-        for number in known if how != "bare" else ():
-            self.each(pes, ("event_register", (number, 1, number, 0, 0)))
-            self.each(pes, ("event_enable", (number,)))
-        if how != "bare":
-            self.each(pes, ("pe_unmask", ()))
+                self.each(pes[:1], ("interrupt_bind", (intid,)))
+            known += [event for event in DYNAMIC if event in oracle.bound]
+        for number in known:
+            takers = pes[:1] if number in oracle.shared else pes
+            blank = [pe for pe in takers if not oracle.handler(number, pe).registered]
+            self.each(blank, ("event_register", (number, 1, number, 0, 0)))
+            self.each([pe for pe in takers if not oracle.handler(number, pe).enabled], ("event_enable", (number,)))
+        self.each([pe for pe in pes if oracle.pes[pe].masked], ("pe_unmask", ()))
 
-    def each(self, pes: Iterable[int], call: Call) -> None:
+    def each(self, pes: Sequence[int], call: Call) -> None:
         for pe in pes:
             self.post(pe, call, (1, FIRM, False))
-        self.settle()
+        if pes:
+            self.settle()
 
     # -- from what was drawn to what is done
 
@@ -154,27 +161,18 @@ class Walk(RuleBasedStateMachine):
 
     def inject(self, event: int, pe: int) -> None:
         """The shadow knows from the log what should have come of it."""
-        try:
+        with contextlib.suppress(UnknownEventError, StateError):
             self.shadow.puppet.machine.inject(event, None if event in self.shadow.oracle.shared else pe)
-        except (UnknownEventError, StateError):
-            pass
 
     def cancel(self, event: int, pe: int) -> None:
-        try:
+        with contextlib.suppress(UnknownEventError, StateError):
             self.shadow.puppet.machine.cancel(event, None if event in self.shadow.oracle.shared else pe)
-        except (UnknownEventError, StateError):
-            pass
 
     def sleep(self, pe: int, how: str, way: Way) -> None:
         """The PE waits for an event, or goes off. One stays awake, or nothing would ever happen."""
         shadow = self.shadow
         shadow.drain()
-        others = [other for other in PES if other != pe and shadow.up(other)]
-        if self.anchor not in others:
-            if self.anchor is not None or not others:
-                return
-            self.anchor = others[0]
-        if not shadow.ready(pe):
+        if not shadow.ready(pe) or not any(other != pe and shadow.stays_up(other) for other in PES):
             return
         noise, pstate, smc = way
         if how == "wfi":
@@ -198,9 +196,11 @@ class Walk(RuleBasedStateMachine):
     def go(self, slices: int) -> None:
         self.shadow.puppet.run(slices)
 
+    def catch(self, pe: int, stretch: str) -> None:
+        self.shadow.puppet.catch(pe, stretch)
+
     def settle(self) -> None:
         self.shadow.settle()
-        self.anchor = None
 
     # -- the guest
 
@@ -260,6 +260,16 @@ class Walk(RuleBasedStateMachine):
                 self.post(*arguments)
             else:
                 getattr(self, name)(*arguments)
+        self.settle()
+
+    @rule(pe=pes, call=st.one_of(common_calls, ends), way=ways, stretch=stretches, event=numbers, where=pes)
+    def interrupt_call(self, pe: int, call: Call, way: Way, stretch: str, event: int, where: int) -> None:
+        """An event comes while the guest makes a call, enters a handler, or comes back from one."""
+        self.post(pe, call, way)
+        self.catch(pe, stretch)
+        self.inject(event, where)
+        self.catch(where, "arrive")
+        self.inject(9, where)
         self.settle()
 
     @rule(inner=st.lists(st.tuples(st.sampled_from(["inject", "inject", "cancel"]), numbers, pes), max_size=3))
@@ -354,7 +364,10 @@ def walk(kind: type[Walk], examples: int, steps: int) -> None:
     # What depends on time cannot be made shorter by trying again.
     phases = tuple(Phase) if kind.stepped else (Phase.explicit, Phase.generate)
     run_state_machine_as_test(
-        kind, settings=settings(max_examples=examples, stateful_step_count=steps, phases=phases, database=None, report_multiple_bugs=False)
+        kind,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, phases=phases, database=None, report_multiple_bugs=False
+        ),
     )
 
 
