@@ -326,11 +326,14 @@ class Puppet:
         if self.gate is not None:
             self.gate.grant(slices)
 
-    def catch(self, pe: int, what: str, slices: int = 60) -> None:
-        """Stop the PE in the midst of something (see :meth:`Code.place`), if it comes by."""
+    def catch(self, pe: int, what: str, goes_on: bool = False, slices: int = 60) -> None:
+        """Stop the PE in the midst of something (see :meth:`Code.place`), if it comes by.
+
+        Kicks are served after the next slice; `goes_on` says whether that is to be the PE's own.
+        """
         gate = self.gate
         while gate is not None and slices and self.machine.state == "running":
-            if gate.next != pe and self.code.place(self.machine.vcpus[pe].pc).startswith(what):
+            if (gate.next == pe) == goes_on and self.code.place(self.machine.vcpus[pe].pc).startswith(what):
                 return
             gate.grant(1)
             slices -= 1

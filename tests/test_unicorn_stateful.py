@@ -48,7 +48,9 @@ ways = st.tuples(st.integers(0, 255), pstates, st.booleans())
 Way = tuple[int, int, bool]
 Call = tuple[str, tuple[int, ...]]
 
+FUNCTIONS = FUNCTION | {"affinity_info": AFFINITY_INFO}
 STRATEGIES = ARGUMENTS | {
+    "affinity_info": (pes, st.just(0)),
     "event_register": (events, addresses, words, st.sampled_from([0, 0, 1, 1, 2, 3, 4, 1 << 32]), affinities),
     "event_complete_and_resume": (addresses,),
     "event_routing_set": (events, st.sampled_from([0, 1, 1, 2, 1 << 32]), affinities),
@@ -76,7 +78,7 @@ actions = st.one_of(
     st.tuples(st.just("inject"), numbers, pes),
     st.tuples(st.just("cancel"), numbers, pes),
     st.tuples(st.just("go"), st.integers(1, 6)),
-    st.tuples(st.just("catch"), pes, stretches),
+    st.tuples(st.just("catch"), pes, stretches, st.booleans()),
     st.tuples(st.just("sleep"), pes, st.sampled_from(["wfi", "standby", "powerdown", "off"]), ways),
     st.tuples(st.just("power_on"), pes, st.integers(0, M64)),
 )
@@ -116,7 +118,8 @@ class Walk(RuleBasedStateMachine):
         for number in known:
             takers = pes[:1] if number in oracle.shared else pes
             blank = [pe for pe in takers if not oracle.handler(number, pe).registered]
-            self.each(blank, ("event_register", (number, 1, number, 0, 0)))
+            flags = RELATIVE if number % 2 and self.policy == "kvm" else 0
+            self.each(blank, ("event_register", (number, 1, number, flags, 0)))
             self.each([pe for pe in takers if not oracle.handler(number, pe).enabled], ("event_enable", (number,)))
         self.each([pe for pe in pes if oracle.pes[pe].masked], ("pe_unmask", ()))
 
@@ -156,7 +159,7 @@ class Walk(RuleBasedStateMachine):
             arguments = (shadow.code.resume_address(arguments[0] * 3) if arguments[0] else 0x4008_0002,)
         noise, pstate, smc = way
         leave = name in ("event_complete", "event_complete_and_resume")
-        shadow.post(pe, self.registers((FUNCTION[name], *arguments), noise), pstate, leave=leave, smc=smc)
+        shadow.post(pe, self.registers((FUNCTIONS[name], *arguments), noise), pstate, leave=leave, smc=smc)
         return True
 
     def inject(self, event: int, pe: int) -> None:
@@ -196,8 +199,12 @@ class Walk(RuleBasedStateMachine):
     def go(self, slices: int) -> None:
         self.shadow.puppet.run(slices)
 
-    def catch(self, pe: int, stretch: str) -> None:
-        self.shadow.puppet.catch(pe, stretch)
+    def catch(self, pe: int, stretch: str, goes_on: bool) -> None:
+        self.shadow.puppet.catch(pe, stretch, goes_on)
+
+    def busy(self, pe: int) -> int:
+        """This PE or a later one that runs a handler, if there is one."""
+        return next((p for p in [*PES[pe:], *PES[:pe]] if self.shadow.ready(p) and self.shadow.context(p)), pe)
 
     def settle(self) -> None:
         self.shadow.settle()
@@ -213,7 +220,15 @@ class Walk(RuleBasedStateMachine):
     @rule(pe=pes, end=ends, way=ways)
     def finish(self, pe: int, end: Call, way: Way) -> None:
         """The end of a handler."""
-        self.post(pe, end, way)
+        self.shadow.drain()
+        self.post(self.busy(pe), end, way)
+        self.settle()
+
+    @rule(pe=pes, index=st.integers(0, 18), way=ways)
+    def context(self, pe: int, index: int, way: Way) -> None:
+        """What a handler has interrupted."""
+        self.shadow.drain()
+        self.post(self.busy(pe), ("event_context", (index,)), way)
         self.settle()
 
     @rule(pe=pes, call=common_calls, way=ways)
@@ -223,15 +238,15 @@ class Walk(RuleBasedStateMachine):
 
     @rule(pe=pes, event=st.sampled_from(NUMBERS), flags=st.integers(0, 3), address=st.integers(1, 3), where=pes)
     def register(self, pe: int, event: int, flags: int, address: int, where: int) -> None:
-        self.post(pe, ("event_register", (event, address, event * 3, flags, where)), (event, LOOSE, False))
-        self.settle()
-        self.post(pe, ("event_enable", (event,)), (event, FIRM, False))
-        self.settle()
-
-    @rule(pe=pes, other=pes, way=ways)
-    def look_at_power(self, pe: int, other: int, way: Way) -> None:
-        if self.shadow.ready(pe):
-            self.shadow.post(pe, self.registers((AFFINITY_INFO, other, 0), way[0]), way[1], smc=way[2])
+        """Another handler for an event, and the event."""
+        for call in (
+            ("event_unregister", (event,)),
+            ("event_register", (event, address, event * 3, flags, where)),
+            ("event_enable", (event,)),
+        ):
+            self.post(pe, call, (event, LOOSE, False))
+            self.settle()
+        self.inject(event, pe)
         self.settle()
 
     # -- the host and the machine
@@ -262,17 +277,24 @@ class Walk(RuleBasedStateMachine):
                 getattr(self, name)(*arguments)
         self.settle()
 
-    @rule(pe=pes, call=st.one_of(common_calls, ends), way=ways, stretch=stretches, event=numbers, where=pes)
-    def interrupt_call(self, pe: int, call: Call, way: Way, stretch: str, event: int, where: int) -> None:
+    @rule(
+        pe=pes,
+        call=st.one_of(common_calls, ends),
+        way=ways,
+        at=st.tuples(stretches, st.booleans()),
+        event=numbers,
+        where=pes,
+    )
+    def interrupt_call(self, pe: int, call: Call, way: Way, at: tuple[str, bool], event: int, where: int) -> None:
         """An event comes while the guest makes a call, enters a handler, or comes back from one."""
         self.post(pe, call, way)
-        self.catch(pe, stretch)
+        self.catch(pe, *at)
         self.inject(event, where)
-        self.catch(where, "arrive")
+        self.catch(where, "arrive", False)
         self.inject(9, where)
         self.settle()
 
-    @rule(inner=st.lists(st.tuples(st.sampled_from(["inject", "inject", "cancel"]), numbers, pes), max_size=3))
+    @rule(inner=st.lists(st.tuples(st.sampled_from(["inject"] * 4 + ["cancel"]), numbers, pes), max_size=8))
     def pause(self, inner: list[tuple[str, int, int]]) -> None:
         """While the machine is paused, the guest does nothing, whatever the host does."""
         machine = self.shadow.puppet.machine
