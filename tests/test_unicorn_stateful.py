@@ -395,7 +395,7 @@ def walk(kind: type[Walk], examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", WALKS, ids=lambda kind: kind.__name__)
 def test_walk(kind: type[Walk]) -> None:
-    walk(kind, examples=12, steps=25)
+    walk(kind, examples=25, steps=30)
 
 
 @pytest.mark.campaign

@@ -17,7 +17,7 @@ from .bindings import Bindings
 from .delivery import Delivery
 from .model import Handler, Pe, bits
 from .policy import Policy
-from .states import CELLS, Op, State
+from .states import CELLS, Cell, Op, State
 
 __all__ = ["Calls"]
 
@@ -129,7 +129,7 @@ class Calls:
                 return _INVALID
         if event.dynamic and event.interrupt is None:
             return _DENIED
-        handler = event.handler if event.shared else pe.handlers.get(event.index, event.handler)
+        handler = pe.handler_of(event)
         state, status = _REGISTER[handler.state]
         if status:
             return status
@@ -149,21 +149,17 @@ class Calls:
         return _SUCCESS
 
     def event_enable(self, pe: Pe, view: RegisterView) -> Result:
-        event = self._known.get(view.x[1] & _M32)
-        if event is None:
-            return _INVALID
-        handler = event.handler if event.shared else pe.handlers.get(event.index, event.handler)
-        state, status = _ENABLE[handler.state]
-        if state != handler.state:
-            self._delivery.change(handler, state)
-        return status
+        return self._switch(pe, view, _ENABLE)
 
     def event_disable(self, pe: Pe, view: RegisterView) -> Result:
+        return self._switch(pe, view, _DISABLE)
+
+    def _switch(self, pe: Pe, view: RegisterView, cells: tuple[Cell, ...]) -> int:
         event = self._known.get(view.x[1] & _M32)
         if event is None:
             return _INVALID
-        handler = event.handler if event.shared else pe.handlers.get(event.index, event.handler)
-        state, status = _DISABLE[handler.state]
+        handler = pe.handler_of(event)
+        state, status = cells[handler.state]
         if state != handler.state:
             self._delivery.change(handler, state)
         return status
@@ -172,7 +168,7 @@ class Calls:
         event = self._known.get(view.x[1] & _M32)
         if event is None:
             return _INVALID
-        return self._unregister(event.handler if event.shared else pe.handlers.get(event.index, event.handler))
+        return self._unregister(pe.handler_of(event))
 
     def _unregister(self, handler: Handler) -> int:
         old = handler.state
@@ -189,7 +185,7 @@ class Calls:
         event = self._known.get(view.x[1] & _M32)
         if event is None:
             return _INVALID
-        return (event.handler if event.shared else pe.handlers.get(event.index, event.handler)).state
+        return pe.handler_of(event).state
 
     def event_routing_set(self, _pe: Pe, view: RegisterView) -> Result:
         x = view.x

@@ -108,6 +108,10 @@ class Pe:
     def __post_init__(self) -> None:
         self.bit = 1 << self.index
 
+    def handler_of(self, event: Event) -> Handler:
+        """The handler that this PE means by an event; a blank one where it never registered any."""
+        return event.handler if event.shared else self.handlers.get(event.index, event.handler)
+
     @property
     def frame(self) -> Frame | None:
         """The innermost handler, which CONTEXT and COMPLETE refer to."""

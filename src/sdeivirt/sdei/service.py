@@ -130,7 +130,7 @@ class Sdei:
             handler, where = event.handler, "the guest"
         else:
             pe = self.pe(0 if vcpu is None else vcpu)
-            handler, where = pe.handlers.get(event.index, event.handler), f"vCPU {pe.index}"
+            handler, where = pe.handler_of(event), f"vCPU {pe.index}"
         if not handler.state & State.REGISTERED:
             raise NotRegisteredError(
                 f"{where} has no handler registered for event {number:#x}",
@@ -163,7 +163,7 @@ class Sdei:
         event = self.bindings.find(intid)
         if event is None:
             return False
-        handler = event.handler if event.shared else self.pe(vcpu).handlers.get(event.index, event.handler)
+        handler = self.pe(vcpu).handler_of(event)
         if not handler.state & State.REGISTERED:
             return False  # ownership moves at EVENT_REGISTER, DEN0054C 5.1.14
         self.delivery.post(handler)

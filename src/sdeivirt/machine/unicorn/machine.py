@@ -6,15 +6,13 @@ from __future__ import annotations
 import mmap
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
 from ...errors import ImageError, StateError, UsageError
-from ...sdei.model import Handler, Pe, bits
-from ...sdei.observer import Observer
+from ...sdei.model import bits
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
 from ..base import RAM_BASE, UART_BASE, ExitReason, Machine, MachineConfig, Outcome
@@ -26,6 +24,7 @@ from .binding import Engine, EngineError
 from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
 from .stage2 import Stage2
 from .vcpu import UnicornVcpu, VcpuState
+from .watchdog import Watchdog
 
 __all__ = ["UnicornMachine"]
 
@@ -74,9 +73,9 @@ class UnicornMachine(Machine):
         self._finished = threading.Event()
         self._outcome: Outcome | None = None
         self._stuck: tuple[int, str] | None = None
-        self._watch: _Watchdog | None = None
+        self._watch: Watchdog | None = None
         if config.watchdog is not None:
-            self._watch = _Watchdog(self, config.watchdog)
+            self._watch = Watchdog(self, config.watchdog)
 
     # -- the contract
 
@@ -401,38 +400,6 @@ _DOING = {
     VcpuState.WAITING: "waiting for an event (WFI)",
 }
 _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-
-
-class _Watchdog(Observer):
-    """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds."""
-
-    def __init__(self, machine: UnicornMachine, limit: float) -> None:
-        self._machine = machine
-        self._limit = limit
-        self._since: dict[tuple[int, int], float] = {}
-        self._stop = threading.Event()
-        machine.firmware.sdei.observe(self)
-
-    def delivered(self, pe: Pe, handler: Handler) -> None:
-        self._since[pe.index, handler.event.number] = time.monotonic()
-
-    def completed(self, pe: Pe, handler: Handler, failed: bool) -> None:
-        self._since.pop((pe.index, handler.event.number), None)
-
-    def start(self) -> None:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def cancel(self) -> None:
-        self._stop.set()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(min(self._limit / 4, 0.25)):
-            now = time.monotonic()
-            with self._machine.lock:
-                late = [key for key, since in self._since.items() if now - since > self._limit]
-            for index, event in late:
-                self._machine.stuck(index, event, self._limit)
-                return
 
 
 def _probe_features() -> CpuFeatures:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A limit on how long one SDEI handler may run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ...sdei.model import Handler, Pe
+from ...sdei.observer import Observer
+
+if TYPE_CHECKING:
+    from .machine import UnicornMachine
+
+__all__ = ["Watchdog"]
+
+
+class Watchdog(Observer):
+    """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds."""
+
+    def __init__(self, machine: UnicornMachine, limit: float) -> None:
+        self._machine = machine
+        self._limit = limit
+        self._since: dict[tuple[int, int], float] = {}
+        self._stop = threading.Event()
+        machine.firmware.sdei.observe(self)
+
+    def delivered(self, pe: Pe, handler: Handler) -> None:
+        self._since[pe.index, handler.event.number] = time.monotonic()
+
+    def completed(self, pe: Pe, handler: Handler, failed: bool) -> None:
+        self._since.pop((pe.index, handler.event.number), None)
+
+    def start(self) -> None:
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def cancel(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self._limit / 4, 0.25)):
+            now = time.monotonic()
+            with self._machine.lock:
+                late = [key for key, since in self._since.items() if now - since > self._limit]
+            for index, event in late:
+                self._machine.stuck(index, event, self._limit)
+                return
