@@ -7,6 +7,7 @@ stage2.py      translation tables that Python owns
 exceptions.py  what happened, and the syndrome
 vcpu.py        one vCPU: window, traps, exception entry, reports
 schedulers.py  fast and deterministic
+watchdog.py    handlers that never end
 machine.py     the machine
 """
 
