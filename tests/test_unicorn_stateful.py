@@ -33,6 +33,7 @@ PES = range(3)
 SLOTS = (2, 2)
 PLACES = {number: slot for slot, number in enumerate([*NUMBERS, *DYNAMIC])}  # of handlers in the guest's tables
 ELSEWHERE = 60
+SHARED = [event.number for event in EVENTS if event.shared]
 RELATIVE = 2
 FIRM, LOOSE = 0x3C5, 0x6000_0305  # two values of PSTATE
 
@@ -294,6 +295,24 @@ class Walk(RuleBasedStateMachine):
         self.inject(9, where)
         self.settle()
 
+    @rule(pe=pes, event=st.sampled_from(SHARED), how=st.sampled_from(["own", "own", "mask", "off"]), way=ways)
+    def pass_on(self, pe: int, event: int, how: str, way: Way) -> None:
+        """A PE that an event was offered to does something else first: another has to take it."""
+        self.prepare([pe for pe in PES if self.shadow.ready(pe)], "plain")
+        if how == "own":
+            self.inject(event, pe)
+            for other in PES:
+                if other != pe:
+                    self.inject(9, other)
+        else:
+            if how == "mask":
+                self.post(pe, ("pe_mask", ()), way)
+            else:
+                self.sleep(pe, "off", way)
+            self.catch(pe, "take", True)
+            self.inject(event, pe)
+        self.settle()
+
     @rule(inner=st.lists(st.tuples(st.sampled_from(["inject"] * 4 + ["cancel"]), numbers, pes), max_size=8))
     def pause(self, inner: list[tuple[str, int, int]]) -> None:
         """While the machine is paused, the guest does nothing, whatever the host does."""
@@ -395,7 +414,7 @@ def walk(kind: type[Walk], examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", WALKS, ids=lambda kind: kind.__name__)
 def test_walk(kind: type[Walk]) -> None:
-    walk(kind, examples=25, steps=30)
+    walk(kind, examples=20, steps=30)
 
 
 @pytest.mark.campaign
