@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from sdeivirt.errors import StateError, UsageError
 from sdeivirt.machine import ExitReason, FaultReport, MachineConfig, Outcome, open_machine
 from sdeivirt.machine.base import Machine
+from sdeivirt.machine.unicorn.vcpu import VcpuState
 
 from .asm import assemble
 
@@ -132,18 +135,31 @@ handler:
 
 
 def test_the_watchdog_reports_a_handler_that_never_ends() -> None:
-    fault = only_fault(run(HANDLER_THAT_SPINS, watchdog=0.1)[0])
+    fault = only_fault(run(HANDLER_THAT_SPINS, watchdog=0.5)[0])
     assert "handler of event 0x0" in fault.reason
     assert fault.registers["x19"] == 0x55
 
 
-def test_the_time_limit_reports_what_every_vcpu_was_doing() -> None:
-    outcome, _ = run(HANDLER_THAT_SPINS, limit=0.3)
+@pytest.mark.parametrize(
+    ("body", "doing", "reached"),
+    [
+        (HANDLER_THAT_SPINS, "still running", lambda machine: machine.status().vcpus[0].running == [0]),
+        ("    wfi\n    b _start", "waiting for an event", lambda machine: machine.vcpus[0].state is VcpuState.WAITING),
+    ],
+)
+def test_the_time_limit_reports_what_every_vcpu_was_doing(
+    body: str, doing: str, reached: Callable[[Machine], bool]
+) -> None:
+    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
+        machine.load(assemble(body))
+        machine.start()
+        until = time.monotonic() + 30
+        while not reached(machine):
+            assert time.monotonic() < until
+        outcome = machine.wait(0.01)
     assert outcome.reason is ExitReason.TIME_LIMIT
     assert [fault.vcpu for fault in outcome.faults] == [0]
-    assert "still running" in outcome.faults[0].reason
-    outcome, _ = run("    wfi\n    b _start", limit=0.2)
-    assert "waiting for an event" in outcome.faults[0].reason
+    assert doing in outcome.faults[0].reason
 
 
 def test_all_vcpus_off_is_the_end() -> None:
