@@ -36,10 +36,11 @@ lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements.lock
 
-# The environment, then the package in place; its build makes the guests.
+# The environment, then the package in place; its build makes the guests. The lock is complete, so pip must not resolve:
+# it would take an extra ("coverage[toml]") for a requirement without a pin.
 $(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.*)
 	@./tools/make-venv $(PYTHON) $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 

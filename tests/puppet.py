@@ -66,6 +66,7 @@ BY_SMC, LEAVE, WFI = 1, 2, 4  # bits of KIND
 MEMORY = 4 << 20
 DEADLINE = 10.0  # seconds; nothing takes this long
 ENOUGH_SLICES = 3000
+SHORT_SLICES = (1, 3, 7, 11, 20, 30)
 SLICES = (1, 7, 30, 100, 300, 1000)  # instructions; once around a waiting context takes some 150
 
 
@@ -326,17 +327,22 @@ class Puppet:
         if self.gate is not None:
             self.gate.grant(slices)
 
-    def catch(self, pe: int, what: str, goes_on: bool = False, slices: int = 60) -> None:
+    def catch(self, pe: int, what: str, goes_on: bool = False) -> None:
         """Stop the PE in the midst of something (see :meth:`Code.place`), if it comes by.
 
         Kicks are served after the next slice; `goes_on` says whether that is to be the PE's own.
         """
-        gate = self.gate
-        while gate is not None and slices and self.machine.state == "running":
+        gate, scheduler = self.gate, self.machine._scheduler
+        if gate is None or not isinstance(scheduler, DeterministicScheduler):
+            return
+        scheduler.SLICES = SHORT_SLICES
+        for _ in range(200):
+            if self.machine.state != "running":
+                break
             if (gate.next == pe) == goes_on and self.code.place(self.machine.vcpus[pe].pc).startswith(what):
-                return
+                break
             gate.grant(1)
-            slices -= 1
+        scheduler.SLICES = SLICES
 
     def until(self, unrest: Callable[[], str], prod: Callable[[], None]) -> None:
         """Run until `unrest` has nothing more to say. `prod` is called now and then."""

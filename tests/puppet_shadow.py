@@ -253,7 +253,7 @@ class Shadow:
                 self._resume_records[pe] = dict(registers)
                 record = self._records.get((pe, self.context(pe)))
                 if record and self.code.place(registers["elr"]).startswith("arrive"):
-                    record[1].append((registers["elr"], registers["spsr"]))  # it may not have read them yet
+                    record[1].append((registers["elr"], registers["spsr"]))  # it may not have read them yet, or not both
 
     def _on_look(self, pe: int) -> None:
         self._step[pe] = "look"
@@ -442,8 +442,9 @@ class Shadow:
         assert box["ENTRIES"] == self._entries[pe, context], f"context {context} of PE {pe} was entered behind our back"
         if (pe, context) in self._records:
             pc, returns, place = self._records[pe, context]
-            assert box["ENTRY_PC"] == pc
-            assert (box["ENTRY_ELR"], box["ENTRY_SPSR"]) in returns
+            assert box["ENTRY_PC"] == pc, f"PE {pe} entered context {context} elsewhere"
+            assert box["ENTRY_ELR"] in [elr for elr, _ in returns]
+            assert box["ENTRY_SPSR"] in [spsr for _, spsr in returns]
             assert box["SP0"] == SP_EL0_VALUE + 0x10 * pe
             assert box["ENTRY_SP"] in self._stack(pe), f"SP was {box['ENTRY_SP']:#x} when PE {pe} entered {place}"
 
