@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the AArch64 test guests with the C compiler of the ziglang package.
+"""Builds the AArch64 guests, and the EL2 monitor, with the C compiler of the ziglang package.
 
     python guests/build.py [--out DIR] [--force]
 
 Every *.c file next to this one is a guest; NAME_asm.S and all of lib/ are linked into it.
+monitor/ is the program under which guests run on QEMU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_OUT = Path("src") / "sdeivirt" / "guests" / "bin"
@@ -35,47 +37,62 @@ class BuildError(Exception):
     """The guests could not be built; the text says what to do about it."""
 
 
-def _sources(guests: Path, name: str) -> list[Path]:
-    extra = guests / f"{name}_asm.S"
-    lib = sorted([*(guests / "lib").glob("*.S"), *(guests / "lib").glob("*.c")])
-    return [*lib, *([extra] if extra.exists() else []), guests / f"{name}.c"]
+@dataclass(frozen=True)
+class _Program:
+    """What goes into one ELF file."""
+
+    name: str
+    sources: list[Path]
+    script: Path
+
+
+def _programs(guests: Path) -> list[_Program]:
+    def of(folder: str) -> list[Path]:
+        return sorted([*(guests / folder).glob("*.S"), *(guests / folder).glob("*.c")])
+
+    programs = [_Program("monitor", of("monitor"), guests / "monitor" / "monitor.ld")]
+    for main in sorted(guests.glob("*.c")):
+        extra = guests / f"{main.stem}_asm.S"
+        sources = [*of("lib"), *([extra] if extra.exists() else []), main]
+        programs.append(_Program(main.stem, sources, guests / "lib" / "link.ld"))
+    return programs
 
 
 def _up_to_date(target: Path, inputs: list[Path]) -> bool:
     return target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs)
 
 
-def _compile(guests: Path, name: str, target: Path, cache: str) -> None:
+def _compile(guests: Path, program: _Program, target: Path, cache: str) -> None:
     env = dict(os.environ)
     # Zig insists on a cache; keep it out of the source tree and away from a HOME that may be read-only.
     env.setdefault("ZIG_GLOBAL_CACHE_DIR", cache)
     env.setdefault("ZIG_LOCAL_CACHE_DIR", cache)
     # Paths relative to guests/ keep the output the same wherever the tree stands.
-    sources = [path.relative_to(guests).as_posix() for path in _sources(guests, name)]
+    script, *sources = (path.relative_to(guests).as_posix() for path in (program.script, *program.sources))
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, *LINK_FLAGS]
-    command += ["-I.", "-Ilib", "-Wl,-T,lib/link.ld", *sources, "-o", str(partial.resolve())]
+    command += ["-I.", "-Ilib", f"-Wl,-T,{script}", *sources, "-o", str(partial.resolve())]
     try:
         done = subprocess.run(command, cwd=guests, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BuildError(f"building the guest {name!r} failed:\n{done.stderr.strip()}")
+            raise BuildError(f"building {program.name!r} failed:\n{done.stderr.strip()}")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def build(root: Path, out: Path, *, force: bool = False) -> list[Path]:
-    """Builds every guest of the source tree `root` into `out`; returns the ELF files."""
+    """Builds every program of the source tree `root` into `out`; returns the ELF files."""
     guests = root / "guests"
-    names = sorted(path.stem for path in guests.glob("*.c"))
+    programs = _programs(guests)
     everything = [path for path in guests.rglob("*") if path.suffix in {".c", ".h", ".S", ".ld", ".py"}]
-    targets = {name: out / f"{name}.elf" for name in names}
-    stale = [name for name in names if force or not _up_to_date(targets[name], everything)]
+    targets = {program.name: out / f"{program.name}.elf" for program in programs}
+    stale = [program for program in programs if force or not _up_to_date(targets[program.name], everything)]
     if stale and importlib.util.find_spec("ziglang") is None:
         raise BuildError("building the guests needs the Python package ziglang: pip install ziglang")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="guests-") as cache, ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda name: _compile(guests, name, targets[name], cache), stale):
+        for _ in pool.map(lambda program: _compile(guests, program, targets[program.name], cache), stale):
             pass
     return list(targets.values())
 

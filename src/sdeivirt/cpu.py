@@ -21,6 +21,7 @@ __all__ = [
     "AFFINITY_MASK",
     "M64",
     "affinity_of_index",
+    "synchronous_vector",
 ]
 
 M64 = (1 << 64) - 1
@@ -96,6 +97,16 @@ MODE_EL0t = 0b00000
 MODE_EL1t = 0b00100
 MODE_EL1h = 0b00101
 AARCH32_DIT = 1 << 21  # where an AArch32 SPSR keeps DIT
+
+
+def synchronous_vector(pstate: int) -> int:
+    """Where EL1's vectors have the entry for a synchronous exception from this PSTATE, Arm ARM D1.3.1.5."""
+    if pstate & PSTATE_nRW:
+        return 0x600
+    if not pstate & 0xC:
+        return 0x400
+    return 0x200 if pstate & 1 else 0
+
 
 SCTLR_SPINTMASK = 1 << 62
 SCTLR_DSSBS = 1 << 44

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -15,6 +16,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..machine import Machine
+    from ..machine.base import EngineOptions
     from ..sdei import Policy
 
 __all__ = ["Json", "MachineOptions", "Number", "Seconds", "Size", "VmName", "disable_services", "policy_named"]
@@ -98,7 +100,13 @@ class MachineOptions:
     conduit
         The instruction that the device tree tells the guest to call with; both work.
     seed
-        Schedule deterministically: the same seed gives the same run.
+        Schedule deterministically: the same seed gives the same run (machine unicorn).
+    qemu
+        The QEMU to run (machine qemu); SDEIVIRT_QEMU or the one on the path by default.
+    cpu
+        QEMU's CPU model, such as cortex-a72, neoverse-n1 or max,pauth-impdef=on (machine qemu).
+    poll
+        Look for the guest's calls all the time: quicker, at the price of a core (machine qemu).
     """
 
     machine: Annotated[str, Parameter(completer=_complete_machines)] = "unicorn"
@@ -106,6 +114,26 @@ class MachineOptions:
     policy: Annotated[str, Parameter(completer=_complete_policies)] = "kvm"
     conduit: Literal["hvc", "smc"] = "hvc"
     seed: Number | None = None
+    qemu: Path | None = None
+    cpu: str | None = None
+    poll: bool = False
+
+    def engine(self, **more: Any) -> EngineOptions | None:
+        """The options of the chosen machine; `more` are further ones of the machine qemu.
+
+        Raises UsageError where another machine is given options that are set.
+        """
+        given = {name: value for name, value in {"qemu": self.qemu, "cpu": self.cpu, **more}.items() if value}
+        if self.poll:
+            given["poll"] = True
+        if self.machine != "qemu":
+            if given:
+                what = "arguments for QEMU" if "arguments" in given else f"--{next(iter(given))}"
+                raise UsageError(f"machine {self.machine} takes no {what}", "add --machine qemu")
+            return None
+        from ..machine.qemu.options import QemuOptions
+
+        return replace(QemuOptions(), **given)
 
 
 def policy_named(name: str) -> Policy:

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from ..control.host import RunResult, run_vm
 from ..control.runtime import VmDirectory
@@ -25,14 +28,17 @@ from .options import MachineOptions, Number, Seconds, Size, disable_services, po
 
 __all__ = ["run"]
 
+_GUEST_MEMORY = 64 << 20
+_KERNEL_MEMORY = 512 << 20  # for a kernel on machine qemu: an operating system's
+
 
 def run(
-    *,
+    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
     guest: str | None = None,
     kernel: Path | None = None,
     name: str = "vm",
     options: MachineOptions = MachineOptions(),  # noqa: B008 (frozen)
-    memory: Size = 64 << 20,
+    memory: Size | None = None,
     append: str = "",
     event: list[str] | None = None,
     events: Path | None = None,
@@ -41,15 +47,24 @@ def run(
     disable: list[str] | None = None,
     watchdog: Seconds | None = None,
     timeout: Seconds | None = None,
+    initrd: Path | None = None,
+    console: Path | None = None,
+    on_reset: Literal["restart", "end"] | None = None,
+    gdb: bool = False,
+    dry_run: bool = False,
 ) -> int:
     """Run a guest on this terminal, open to injections from others.
 
     On a terminal every key goes to the guest, Ctrl-C too; Ctrl-] ends the VM.
-    Exit codes: 0 the guest powered off or somebody ended the VM, 1 a vCPU
-    could not go on, 124 time-out.
+    Exit codes: 0 the guest powered off, was reset, or somebody ended the VM;
+    1 a vCPU could not go on, or the guest's kernel panicked; 3 QEMU cannot
+    run or was killed; 124 time-out. With --machine qemu, arguments after --
+    are given to QEMU: sdeivirt run ... -- -device virtio-net-pci.
 
     Parameters
     ----------
+    arguments
+        For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
         hypercalls, listen, bench.
@@ -58,7 +73,7 @@ def run(
     name
         The name by which inject and status find the VM.
     memory
-        How much RAM, such as 64M or 1G.
+        How much RAM, such as 64M or 1G; by default 64M, or 512M for a kernel on machine qemu.
     append
         Boot arguments.
     event
@@ -77,11 +92,26 @@ def run(
         Seconds that one SDEI handler may run before its vCPU counts as stuck.
     timeout
         Seconds that the guest may run.
+    initrd
+        An initial RAM disk (machine qemu).
+    console
+        A file for what the guest prints, instead of the terminal.
+    on_reset
+        What a reset by the guest does: restart it, or end the run. By default
+        it ends a VM of machine qemu and restarts one of machine unicorn.
+    gdb
+        Have QEMU listen for gdb, and print how to connect (machine qemu).
+    dry_run
+        Print QEMU's command line instead of running it (machine qemu).
     """
+    if arguments and not arguments[0].startswith("-"):
+        raise UsageError(f"unexpected argument {arguments[0]!r}", "arguments for QEMU stand after -- and begin with -")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     image = _image(guest, kernel)
     policy = policy_named(options.policy)
+    if memory is None:
+        memory = _KERNEL_MEMORY if kernel is not None and options.machine == "qemu" else _GUEST_MEMORY
     config = MachineConfig(
         name=name,
         vcpus=options.vcpus,
@@ -96,12 +126,16 @@ def run(
         bootargs=append,
         seed=options.seed,
         watchdog=watchdog,
+        restart=on_reset == "restart" if on_reset else options.machine != "qemu",
+        engine=options.engine(initrd=initrd, arguments=arguments, gdb=gdb),
     )
+    if dry_run:
+        return _show_command(config)
     with (
         _signals_end_us(),
         VmDirectory.acquire(name) as directory,
-        open_machine(options.machine, config) as machine,
-        Terminal() as terminal,
+        open_machine(options.machine, replace(config, directory=directory.path)) as machine,
+        Terminal(console) as terminal,
     ):
         disable_services(machine, disable or ())
         machine.load(image)
@@ -111,12 +145,24 @@ def run(
             first = config.events[0] if config.events else EVENT_0
             fifo = "" if first.shared else f" or `echo {first.number:#x} > {directory.fifo(0)}`"
             terminal.say(f"inject with `sdeivirt inject {name} {first.number:#x}`{fifo}")
+            for line in machine.hints():
+                terminal.say(line)
             if terminal.interactive:
                 terminal.say("Ctrl-] ends the VM")
 
         result = run_vm(machine, directory, terminal, timeout, ready)
         terminal.restore()
         return _exit_code(result, terminal, timeout)
+
+
+def _show_command(config: MachineConfig) -> int:
+    """`--dry-run`; the descriptors in it are those that this process would hand down."""
+    if config.engine is None:
+        raise UsageError("machine unicorn starts no other program to show", "add --machine qemu")
+    from ..machine.qemu import show_command
+
+    print(show_command(config))
+    return 0
 
 
 def _image(guest: str | None, kernel: Path | None) -> Path:
@@ -161,4 +207,6 @@ def _exit_code(result: RunResult, terminal: Terminal, timeout: float | None) -> 
         return 128 + result.signal
     if reason is ExitReason.ALL_OFF:
         terminal.say("every vCPU has turned itself off: the VM has ended")
-    return 1 if reason is ExitReason.FAULT else 0
+    if reason is ExitReason.PANIC:
+        terminal.say("the guest's kernel has panicked")
+    return 1 if reason in (ExitReason.FAULT, ExitReason.PANIC) else 0

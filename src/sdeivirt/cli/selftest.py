@@ -53,6 +53,7 @@ def selftest(
         conduit=Conduit(options.conduit),
         seed=options.seed,
         events=definitions,
+        engine=options.engine(),
     )
     terminal = Terminal()
     runner = _Runner(options.machine, config, timeout, None if json_ else terminal.write)

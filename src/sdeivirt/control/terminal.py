@@ -3,7 +3,8 @@
 
 Where standard input is a terminal, it goes into raw mode so that every key,
 Ctrl-C too, reaches the guest; Ctrl-] ends the VM. Anything else on standard
-input is typed in as it stands.
+input is typed in as it stands. Or the serial port writes to a file: then
+nothing is typed in, and Ctrl-C is the shell's again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
+
+from ..errors import UsageError
 
 __all__ = ["ESCAPE", "Terminal"]
 
@@ -39,10 +43,20 @@ def _may_control_terminal() -> bool:
 
 
 class Terminal:
-    """A context manager: raw mode while inside, the mode before on every way out."""
+    """A context manager: raw mode while inside, the mode before on every way out.
 
-    def __init__(self) -> None:
-        self.interactive = _may_control_terminal()
+    `file` gets the output instead, if given. Raises UsageError where it cannot be written.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._attached = file is None
+        self._out = _STDOUT
+        if file is not None:
+            try:
+                self._out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise UsageError(f"cannot write {file}: {error.strerror}", "choose another file") from error
+        self.interactive = self._attached and _may_control_terminal()
         self.broken = False  # whoever read our output has gone
         self._saved: list[object] | None = None
         self._closing = threading.Event()
@@ -68,7 +82,7 @@ class Terminal:
 
     def continued(self) -> None:
         """SIGCONT: whoever goes on in the foreground takes the terminal, whose mode the shell may have reset."""
-        if self._closing.is_set() or not _may_control_terminal():
+        if self._closing.is_set() or not self._attached or not _may_control_terminal():
             return
         self.interactive = True
         self._make_raw()
@@ -91,6 +105,8 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+        if self._out != _STDOUT:
+            os.close(self._out)
 
     # -- output: called on the machine's thread
 
@@ -98,14 +114,14 @@ class Terminal:
         """The guest's output, unbuffered. Waits for a slow reader, but no longer than until :meth:`close`."""
         view = memoryview(data)
         poll = select.poll()
-        poll.register(_STDOUT, select.POLLOUT)
+        poll.register(self._out, select.POLLOUT)
         while view and not self.broken:
             if not poll.poll(100):
                 if self._closing.is_set():
                     return
                 continue
             try:
-                view = view[os.write(_STDOUT, view[:_PIECE]) :]
+                view = view[os.write(self._out, view[:_PIECE]) :]
             except BlockingIOError:
                 continue
             except OSError:
@@ -161,7 +177,7 @@ class Terminal:
                 threading.Thread(target=self._type_file, args=(type_in,), daemon=True).start()
 
         self._listen = listen
-        if self.interactive or not os.isatty(_STDIN):
+        if self.interactive or (self._attached and not os.isatty(_STDIN)):
             listen()
 
     def _type_file(self, type_in: Callable[[bytes], int]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import EnvironmentUnavailableError, UsageError
 
-__all__ = ["GUESTS", "guest_path"]
+__all__ = ["GUESTS", "guest_path", "program_path"]
 
 GUESTS = ("selftest", "hypercalls", "listen", "bench")
 
@@ -29,9 +29,14 @@ def guest_path(name: str) -> Path:
     """
     if name not in GUESTS:
         raise UsageError(f"there is no built-in guest {name!r}", f"guests are {', '.join(GUESTS)}")
+    return program_path(name)
+
+
+def program_path(name: str) -> Path:
+    """The ELF file of a guest, or of the monitor. Raises EnvironmentUnavailableError where it has not been built."""
     path = Path(str(files(__package__) / "bin" / f"{name}.elf"))
     if not path.is_file():
         raise EnvironmentUnavailableError(
-            f"the guest {name!r} is not built", "in a source tree run `python guests/build.py`"
+            f"{name}.elf is not built", "in a source tree run `python guests/build.py`"
         )
     return path

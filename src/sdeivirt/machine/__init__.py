@@ -5,6 +5,7 @@ base.py       the contract, and all that machines share
 report.py     status and fault records
 images.py     ELF and arm64 Image files
 unicorn/      the embedded machine
+qemu/         stock QEMU under our EL2 monitor
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .base import ExitReason, Machine, MachineConfig, Outcome
 from .report import FaultReport, VmStatus
 
 if TYPE_CHECKING:
+    from .qemu import QemuMachine
     from .unicorn import UnicornMachine
 
 __all__ = [
@@ -41,8 +43,14 @@ def _unicorn() -> type[UnicornMachine]:
     return UnicornMachine
 
 
+def _qemu() -> type[QemuMachine]:
+    from .qemu import QemuMachine  # needs nothing but the program, which it looks for itself
+
+    return QemuMachine
+
+
 # Loaded when asked for, so that a missing engine troubles nobody else.
-MACHINES: dict[str, Callable[[], Callable[[MachineConfig], Machine]]] = {"unicorn": _unicorn}
+MACHINES: dict[str, Callable[[], Callable[[MachineConfig], Machine]]] = {"unicorn": _unicorn, "qemu": _qemu}
 
 
 def open_machine(kind: str, config: MachineConfig) -> Machine:

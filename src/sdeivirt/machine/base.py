@@ -38,6 +38,7 @@ __all__ = [
     "MAX_VCPUS",
     "RAM_BASE",
     "UART_BASE",
+    "EngineOptions",
     "ExitReason",
     "Machine",
     "MachineConfig",
@@ -51,6 +52,12 @@ MIN_MEMORY = 2 << 20
 MAX_MEMORY = 64 << 30
 
 
+class EngineOptions:
+    """What only one kind of machine has; each kind defines a record of its own."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
     """What a machine is made of. Raises UsageError for what cannot be.
@@ -59,7 +66,9 @@ class MachineConfig:
     chooses the deterministic scheduler: same seed, same trace. `bootargs`
     goes to /chosen in the device tree. `watchdog` is the time in seconds that
     one SDEI handler may run before its vCPU is reported as stuck; None waits
-    for ever.
+    for ever. `restart` says whether PSCI SYSTEM_RESET starts the guest again or
+    ends the run. `directory` is a private one for sockets of the engine's own,
+    if it has any. `engine` holds options of one kind of machine.
     """
 
     name: str = "vm"
@@ -72,11 +81,14 @@ class MachineConfig:
     bitmaps: Mapping[Owner, int] = field(default_factory=dict)
     seed: int | None = None
     watchdog: float | None = None
+    restart: bool = True
+    directory: Path | None = None
+    engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
         for name, kinds in _TYPES.items():
             value = getattr(self, name)
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
                 raise UsageError(f"{name} must be {expected}, not {value!r}", _TYPE_HINTS.get(name, ""))
         if not 1 <= self.vcpus <= MAX_VCPUS:
@@ -99,6 +111,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bitmaps": (Mapping,),
     "seed": (int, type(None)),
     "watchdog": (int, float, type(None)),
+    "restart": (bool,),
+    "directory": (Path, type(None)),
+    "engine": (EngineOptions, type(None)),
 }
 _TYPE_HINTS = {
     "policy": "the presets are in sdeivirt.POLICIES, by name",
@@ -110,6 +125,8 @@ class ExitReason(enum.Enum):
     """Why a machine stopped."""
 
     POWER_OFF = "power-off"  # PSCI SYSTEM_OFF
+    RESET = "reset"  # PSCI SYSTEM_RESET, where the guest is not to be restarted
+    PANIC = "panic"  # the guest's kernel has panicked
     FAULT = "fault"  # every vCPU that could go on has faulted
     STOPPED = "stopped"  # stop()
     TIME_LIMIT = "time-limit"  # wait(limit) ran out
@@ -202,12 +219,24 @@ class Machine(ABC):
     def _entry_ok(self, address: int) -> bool:
         """Whether a PE may be started at an address."""
 
+    @abstractmethod
+    def stuck(self, index: int, event: int, limit: float) -> None:
+        """The watchdog's verdict, from its own thread: the handler of an event has run for too long on a vCPU."""
+
     # -- the same everywhere
 
     @property
     def scheduler(self) -> str:
         """How vCPUs share the host, in a word."""
         return "native"
+
+    def hints(self) -> list[str]:
+        """How else to talk to the machine, a line each, for people."""
+        return []
+
+    def details(self) -> dict[str, int | str]:
+        """What there is to know of the engine, by name."""
+        return {}
 
     def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
         """Inject an SDEI event, into a vCPU named by index or affinity if it is private.
@@ -259,6 +288,7 @@ class Machine(ABC):
             vcpus=vcpus,
             events=events,
             faults=faults,
+            engine=self.details(),
         )
 
     def __enter__(self) -> Self:

@@ -17,13 +17,13 @@ from elftools.elf.elffile import ELFFile
 
 from ..errors import ImageError
 
-__all__ = ["GuestImage", "read_image", "DTB_ALIGN"]
+__all__ = ["GuestImage", "read_image"]
 
 _IMAGE_MAGIC = b"ARM\x64"
 _IMAGE_HEADER = struct.Struct("<8xQQQ24x4s4x")
 _AGAIN = "build or copy it again"
 _LOAD_ALIGN = 2 << 20
-DTB_ALIGN = 0x1_0000
+_DTB_ALIGN = 0x1_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,18 @@ class GuestImage:
     entry: int
     start: int
     end: int
+
+    def place(self, tree: int, ram_base: int, ram_end: int) -> int:
+        """Where a device tree of `tree` bytes goes: below the guest, as QEMU does, if there is room; else above.
+
+        Raises ImageError where neither will do.
+        """
+        at = ram_base
+        if self.start < ram_base + tree:
+            at = -(-self.end // _DTB_ALIGN) * _DTB_ALIGN
+        if at + tree > ram_end:
+            raise ImageError("the guest leaves no room for the device tree", "give it more --memory")
+        return at
 
 
 def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:

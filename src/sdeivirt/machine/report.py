@@ -84,7 +84,7 @@ class FaultReport:
 
 @dataclass(frozen=True, slots=True)
 class VmStatus:
-    """A whole VM. `state` is created, running, paused or stopped."""
+    """A whole VM. `state` is created, running, paused or stopped; `engine` what the machine tells of its engine."""
 
     name: str
     machine: str
@@ -95,6 +95,7 @@ class VmStatus:
     vcpus: list[PeStatus]
     events: list[EventStatus]
     faults: list[FaultReport] = field(default_factory=list)
+    engine: dict[str, int | str] = field(default_factory=dict)
 
 
 def _handler(handler: Handler, vcpu: int | None) -> HandlerReport:

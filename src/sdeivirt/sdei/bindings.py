@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .abi import Status
 from .events import DYNAMIC_PRIVATE, DYNAMIC_SHARED, EventDefinition, Priority, is_ppi, is_spi
 from .model import Event
@@ -41,6 +43,16 @@ class Bindings:
     def find(self, interrupt: int) -> Event | None:
         """The event that an interrupt raises, by definition or by binding."""
         return self.bound.get(interrupt) or self._static.get(interrupt)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is an interrupt that raises an event at all."""
+        return bool(self.bound or self._static)
+
+    def all(self) -> Iterator[tuple[int, Event]]:
+        """Every interrupt that raises an event, by definition or by binding."""
+        yield from self._static.items()
+        yield from self.bound.items()
 
     def bind(self, interrupt: int) -> int:
         """The event number, or an error. A PPI becomes a private event, an SPI a shared one."""

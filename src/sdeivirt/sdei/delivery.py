@@ -166,6 +166,10 @@ class Delivery:
         if self.shared_ready:
             self._offer()  # it may have been this PE that was to take one
 
+    def takers(self, event: Event) -> int:
+        """The PEs that could enter the handler of an event at once, as a bitmap."""
+        return self._takers_critical if event.priority else self._takers_normal
+
     def next(self, pe: Pe) -> Handler | None:
         """The handler that the PE has to enter now: critical before normal, then by number."""
         if pe.masked or not pe.online or pe.critical is not None:

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from ..machine.base import MachineConfig
 
-__all__ = ["build", "sdei_node"]
+__all__ = ["build", "check_bootargs", "fdt", "sdei_node"]
 
 _RAM_BASE = 0x4000_0000
 _UART_BASE = 0x0900_0000
@@ -60,15 +60,20 @@ def sdei_node(conduit: Conduit) -> fdt.Node:
     return fdt.Node("sdei", _strings("compatible", "arm,sdei-1.0"), _strings("method", conduit.value))
 
 
+def check_bootargs(bootargs: str) -> str:
+    """The boot arguments again. Raises UsageError where no tree can hold them."""
+    if not all(" " <= c <= "~" or c == "\t" for c in bootargs) or len(bootargs) >= _MAX_BOOTARGS:
+        raise UsageError(
+            "the boot arguments cannot stand in a device tree",
+            f"use printable ASCII, fewer than {_MAX_BOOTARGS} characters",
+        )
+    return bootargs
+
+
 def _chosen(bootargs: str) -> fdt.Node:
     node = fdt.Node("chosen", _strings("stdout-path", f"/{_UART}"))
     if bootargs:
-        if not all(" " <= c <= "~" or c == "\t" for c in bootargs) or len(bootargs) >= _MAX_BOOTARGS:
-            raise UsageError(
-                "the boot arguments cannot stand in a device tree",
-                f"use printable ASCII, fewer than {_MAX_BOOTARGS} characters",
-            )
-        node.append(_strings("bootargs", bootargs))
+        node.append(_strings("bootargs", check_bootargs(bootargs)))
     return node
 
 

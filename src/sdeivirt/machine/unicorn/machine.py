@@ -11,20 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
-from ...errors import ImageError, StateError, UsageError
+from ...errors import StateError, UsageError
 from ...sdei.model import bits
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
 from ..base import RAM_BASE, UART_BASE, ExitReason, Machine, MachineConfig, Outcome
-from ..images import DTB_ALIGN, GuestImage, read_image
+from ..images import GuestImage, read_image
 from ..pl011 import Pl011
 from ..report import FaultReport
+from ..watchdog import Watchdog
 from . import stub
 from .binding import Engine, EngineError
 from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
 from .stage2 import Stage2
 from .vcpu import UnicornVcpu, VcpuState
-from .watchdog import Watchdog
 
 __all__ = ["UnicornMachine"]
 
@@ -41,6 +41,8 @@ class UnicornMachine(Machine):
     uart_base = UART_BASE
 
     def __init__(self, config: MachineConfig) -> None:
+        if config.engine is not None:
+            raise UsageError("machine unicorn has no options of its own", "they belong to another machine")
         self.ram_size = config.memory
         try:
             # Reserved, not touched: memory costs what the guest uses.
@@ -186,12 +188,7 @@ class UnicornMachine(Machine):
         for address, content in image.segments:
             self.ram[address - RAM_BASE : address - RAM_BASE + len(content)] = content
         tree = build_devicetree(self.config, [pe.affinity for pe in self.firmware.pes])
-        # Where QEMU puts it for an ELF file: below the guest, if there is room; else above.
-        at = RAM_BASE
-        if image.start < RAM_BASE + len(tree):
-            at = -(-image.end // DTB_ALIGN) * DTB_ALIGN
-        if at + len(tree) > RAM_BASE + self.ram_size:
-            raise ImageError("the guest leaves no room for the device tree", "give it more --memory")
+        at = image.place(len(tree), RAM_BASE, RAM_BASE + self.ram_size)
         self.ram[at - RAM_BASE : at - RAM_BASE + len(tree)] = tree
         self._devicetree = at
 
@@ -239,7 +236,10 @@ class UnicornMachine(Machine):
         self._stop_all()
 
     def system_reset(self) -> None:
-        self._reset = True
+        if self.config.restart:
+            self._reset = True
+        else:
+            self._ending = self._ending or ExitReason.RESET
         self._stop_all()
 
     def _stop_all(self) -> None:

@@ -8,10 +8,9 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import capstone
-
-from ...cpu import CONTEXT_REGISTERS, PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h
+from ...cpu import CONTEXT_REGISTERS, PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h, synchronous_vector
 from ...sdei.model import Pe
+from ..disassembly import around
 from ..report import FaultReport
 from .binding import CpReg, Engine, X
 from .binding import arm64_const as reg
@@ -288,7 +287,7 @@ class UnicornVcpu:
         if abort and from_el1:
             esr |= 1 << 26  # from the same exception level
         vbar = view.vbar_el1()
-        vector = vbar + (0x400 if not from_el1 else 0x200 if pstate & 1 else 0)
+        vector = vbar + synchronous_vector(pstate)
         if not x[SCTLR] & SCTLR_M and not self.machine.in_ram(vector):
             self.stop_faulted(f"{where}, and the guest has set up no exception vectors (VBAR_EL1 is {vbar:#x})")
             return
@@ -325,21 +324,8 @@ class UnicornVcpu:
             name.lower(): engine.sysreg(name)
             for name in ("ELR_EL1", "SPSR_EL1", "ESR_EL1", "FAR_EL1", "VBAR_EL1", "SCTLR_EL1")
         }
-        return FaultReport(self.pe.index, reason, pc, registers, self._disassemble(pc))
-
-    def _disassemble(self, pc: int) -> list[str]:
-        lines = []
-        disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-        for address in range(pc - 8, pc + 12, 4):
-            code = self.machine.read_guest(self.engine, address, 4)
-            mark = "=>" if address == pc else "  "
-            if code is None:
-                text = "(no memory that could be read)"
-            else:
-                found = list(disassembler.disasm(code, address, 1))
-                text = f"{code[::-1].hex()}  " + (f"{found[0].mnemonic} {found[0].op_str}" if found else "(undefined)")
-            lines.append(f"{mark} {address & (1 << 64) - 1:#x}: {text}")
-        return lines
+        code = around(pc, lambda address, size: self.machine.read_guest(engine, address, size))
+        return FaultReport(self.pe.index, reason, pc, registers, code)
 
 
 _NUMBERS = frozenset(ExceptionNumber) - {ExceptionNumber.HVC, ExceptionNumber.SMC}

@@ -7,11 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ...sdei.model import Handler, Pe
-from ...sdei.observer import Observer
+from ..sdei.model import Handler, Pe
+from ..sdei.observer import Observer
 
 if TYPE_CHECKING:
-    from .machine import UnicornMachine
+    from .base import Machine
 
 __all__ = ["Watchdog"]
 
@@ -19,7 +19,7 @@ __all__ = ["Watchdog"]
 class Watchdog(Observer):
     """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds."""
 
-    def __init__(self, machine: UnicornMachine, limit: float) -> None:
+    def __init__(self, machine: Machine, limit: float) -> None:
         self._machine = machine
         self._limit = limit
         self._since: dict[tuple[int, int], float] = {}

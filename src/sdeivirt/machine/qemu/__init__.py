@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine `qemu`: stock QEMU under a small EL2 monitor whose policy is this process.
+
+machine.py     the machine: its thread, its loop, what PSCI decides
+options.py     what it is made of
+process.py     the QEMU process, its command line, the sockets to it
+boot.py        what stands in the guest's memory, and what of it the guest can reach
+devicetree.py  QEMU's tree, edited
+layout.py      the memory shared with the monitor (guests/monitor/)
+stage2.py      stage-2 tables
+vcpu.py        requests and their answers
+view.py        a mailbox as a window on registers
+kicks.py       stopping vCPUs from outside
+gic.py         the interrupt controller, through ...
+qtest.py       ... QEMU's qtest protocol
+bound.py       interrupts that are SDEI events
+console.py     the serial port
+"""
+
+from .machine import QemuMachine, show_command
+from .options import QemuOptions
+
+__all__ = ["QemuMachine", "QemuOptions", "show_command"]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interrupts that are bound to SDEI events: who has them, and when they may fire.
+
+The service decides by the state of the event's handler; nothing here is
+remembered but what the interrupt controller was last told:
+
+    ours      while a handler is registered: group 0, which goes to EL2
+    enabled   while the event could be taken at once: its handler is enabled and not
+              running, the event is not pending, and a PE is there to take it
+
+So a level that stays up fires once, waits for COMPLETE, and fires again; an
+edge in between is kept by the interrupt controller. RM_ANY follows the PEs that
+can take the event. DEN0054C 4.4, 5.1.14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...sdei.model import Event, Handler, bits
+from ...sdei.service import Sdei
+from ...sdei.states import State
+from .gic import Gic
+
+__all__ = ["BoundInterrupts"]
+
+_REGISTERED = int(State.REGISTERED)
+_ENABLED = int(State.ENABLED)
+
+
+class BoundInterrupts:
+    """Keeps the interrupt controller in step with the service; call :meth:`update` after each call into the latter."""
+
+    def __init__(self, sdei: Sdei, gic: Gic) -> None:
+        self._sdei = sdei
+        self._gic = gic
+        self._told: dict[tuple[int, int], int | None] = {}  # (INTID, vCPU of a private one) -> where it is enabled
+
+    def fired(self, intid: int, vcpu: int) -> None:
+        """The monitor has taken an interrupt, and disabled it."""
+        key = (intid, vcpu if intid < 32 else 0)
+        if key in self._told:
+            self._told[key] = None
+
+    def update(self) -> None:
+        """Tell the interrupt controller what has changed."""
+        wanted = dict(self._wanted()) if self._sdei.bindings.any else {}
+        for key in self._told.keys() - wanted.keys():
+            del self._told[key]
+            self._gic.own(*key, ours=False)
+        for key, where in wanted.items():
+            intid, vcpu = key
+            if key not in self._told:
+                self._gic.own(intid, vcpu, ours=True)
+                self._told[key] = None
+            old = self._told[key]
+            if where != old:
+                self._gic.enable(intid, vcpu if where is None else where, on=where is not None)
+                self._told[key] = where
+
+    def _wanted(self) -> Iterator[tuple[tuple[int, int], int | None]]:
+        for intid, event in self._sdei.bindings.all():
+            if event.shared:
+                if event.handler.state & _REGISTERED:
+                    yield (intid, 0), self._where(intid, event, event.handler)
+                continue
+            for pe in self._sdei.pes:
+                handler = pe.handlers.get(event.index)
+                if handler is not None and handler.state & _REGISTERED:
+                    yield (intid, pe.index), self._where(intid, event, handler)
+
+    def _where(self, intid: int, event: Event, handler: Handler) -> int | None:
+        """The vCPU that the interrupt may interrupt now."""
+        if handler.state != _ENABLED or handler.pending:
+            return None
+        takers = self._sdei.delivery.takers(event)
+        if handler.target is not None:
+            return handler.target.index if takers & handler.target.bit else None
+        now = self._told.get((intid, 0))
+        if now is not None and takers >> now & 1:
+            return now  # do not move what stands well
+        return next(bits(takers), None)

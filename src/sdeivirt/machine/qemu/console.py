@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's serial port: its output on a thread of its own, and what it says of a panic.
+
+QEMU sends every character by itself. The thread sleeps a moment after each
+read, so that a chatty guest does not wake us for every letter; a reader of our
+output that is slow makes the guest wait, as a serial line does, and not the
+SDEI service.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["Console", "PanicWatch"]
+
+_CHUNK = 1 << 16
+_PAUSE = 0.002
+_JOIN_SECONDS = 5.0
+
+
+class PanicWatch:
+    """Reads along, for the two lines that a panicking Linux prints: first and last.
+
+    With the last one the kernel stops for ever: no reboot was asked for and
+    no crash kernel is loaded (kernel/panic.c).
+    """
+
+    FIRST = b"Kernel panic - not syncing"
+    LAST = b"---[ end Kernel panic"
+
+    def __init__(self) -> None:
+        self.panicked = False
+        self.over = False
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        """Look at more output."""
+        text = self._tail + data
+        self.panicked = self.panicked or self.FIRST in text
+        self.over = self.over or self.LAST in text
+        self._tail = text[-len(self.FIRST) :]
+
+
+class Console:
+    """Hands over what the guest prints, until QEMU closes the line. `over` is called when its kernel has panicked."""
+
+    def __init__(
+        self, connection: socket.socket, sink: Callable[[bytes], None], over: Callable[[], None],
+        crash: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self._connection = connection
+        self._sink = sink
+        self._over = over
+        self._crash = crash
+        self.panic = PanicWatch()
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while data := self._receive():
+                self.panic.feed(data)
+                self._sink(data)
+                if self.panic.over:
+                    self._over()
+                time.sleep(_PAUSE)
+        except BaseException as error:  # the sink's: a console that is gone ends the run
+            self._crash(error)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._connection.recv(_CHUNK)
+        except OSError:
+            return b""
+
+    def type_in(self, data: bytes) -> int:
+        """Input for the guest; how much of it there was room for."""
+        try:
+            return self._connection.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)  # nobody will ever read it
+
+    def finish(self) -> None:
+        """QEMU has closed the line: wait for the last of the output."""
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_SECONDS)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What we do to the guest's interrupt controller, from outside, through qtest. GICv3, Arm IHI 0069.
+
+EL2 takes FIQs, which are the interrupts of group 0. One software-generated
+interrupt per vCPU is ours for kicks, and interrupts that are bound to SDEI
+events are ours as long as the event is registered. The guest has the controller's
+registers before it and resets them when it boots; so a kick writes all that it
+depends on, and a kick that shows no effect has the rest looked at as well.
+"""
+
+from __future__ import annotations
+
+from .layout import KICK_SGI
+from .qtest import Qtest
+
+__all__ = ["Gic"]
+
+KICK_PRIORITY = 0
+BOUND_PRIORITY = 8
+
+GICD_CTLR = 0x0000
+GICD_CTLR_GROUP0 = 1
+GICD_IGROUPR = 0x0080
+GICD_ISENABLER = 0x0100
+GICD_ICENABLER = 0x0180
+GICD_IPRIORITYR = 0x0400
+GICD_IROUTER = 0x6000
+GICR_STRIDE = 0x20000
+GICR_WAKER = 0x14
+GICR_SGI_BASE = 0x10000
+GICR_ISPENDR0 = 0x0200
+_FIRST_SPI = 32
+
+
+class Gic:
+    """The controller of a machine; `distributor` and `redistributor` are addresses, the latter vCPU 0's."""
+
+    def __init__(self, qtest: Qtest, distributor: int, redistributor: int, affinities: list[int]) -> None:
+        self._qtest = qtest
+        self._distributor = distributor
+        self._redistributor = redistributor
+        self._affinities = affinities
+        self._group0 = [1 << KICK_SGI] * len(affinities)  # of the 32 private interrupts of each vCPU
+        self._group0_spi: dict[int, int] = {}  # of each word of shared ones
+        self._kicks = [self._kick_lines(i) for i in range(len(affinities))]
+
+    def _private(self, vcpu: int) -> int:
+        return self._redistributor + vcpu * GICR_STRIDE + GICR_SGI_BASE
+
+    def _kick_lines(self, vcpu: int) -> bytes:
+        base, bit = self._private(vcpu), 1 << KICK_SGI
+        return (
+            f"writel {base + GICD_IGROUPR:#x} {~self._group0[vcpu] & 0xFFFF_FFFF:#x}\n"
+            f"writeb {base + GICD_IPRIORITYR + KICK_SGI:#x} {KICK_PRIORITY}\n"
+            f"writel {base + GICD_ISENABLER:#x} {bit:#x}\n"
+            f"writel {base + GICR_ISPENDR0:#x} {bit:#x}\n"
+        ).encode()
+
+    def kick(self, vcpus: list[int]) -> None:
+        """Stop vCPUs. From any thread."""
+        self._qtest.send(b"".join([self._kicks[vcpu] for vcpu in vcpus]))
+
+    async def repair(self, vcpu: int) -> None:
+        """Undo what a guest can do against kicks, and kick again."""
+        control = await self._qtest.read32(self._distributor + GICD_CTLR)
+        waker = self._redistributor + vcpu * GICR_STRIDE + GICR_WAKER
+        self._qtest.send(
+            f"writel {self._distributor + GICD_CTLR:#x} {control | GICD_CTLR_GROUP0:#x}\nwritel {waker:#x} 0x0\n".encode()
+        )
+        self.kick([vcpu])
+
+    # -- bound interrupts: an INTID, and for a private one the vCPU
+
+    def own(self, intid: int, vcpu: int, ours: bool) -> None:
+        """Move an interrupt to group 0, with a priority below that of kicks; or give it back, disabled."""
+        if intid < _FIRST_SPI:
+            bit = 1 << intid
+            self._group0[vcpu] = self._group0[vcpu] | bit if ours else self._group0[vcpu] & ~bit
+            base, group, word = self._private(vcpu), self._group0[vcpu], 0
+            self._kicks[vcpu] = self._kick_lines(vcpu)
+        else:
+            word, bit = intid // 32, 1 << intid % 32
+            group = self._group0_spi.get(word, 0)
+            group = self._group0_spi[word] = group | bit if ours else group & ~bit
+            base = self._distributor
+        lines = (
+            f"writel {base + GICD_ICENABLER + 4 * word:#x} {bit:#x}\n"
+            f"writel {base + GICD_IGROUPR + 4 * word:#x} {~group & 0xFFFF_FFFF:#x}\n"
+        )
+        if ours:
+            lines += f"writeb {base + GICD_IPRIORITYR + intid:#x} {BOUND_PRIORITY:#x}\n"
+        self._qtest.send(lines.encode())
+
+    def enable(self, intid: int, vcpu: int, on: bool) -> None:
+        """Let a bound interrupt through, or not; a shared one goes to the vCPU."""
+        lines = ""
+        if intid < _FIRST_SPI:
+            base, word = self._private(vcpu), 0
+        else:
+            base, word = self._distributor, intid // 32
+            if on:
+                lines = f"writeq {base + GICD_IROUTER + 8 * intid:#x} {self._affinities[vcpu]:#x}\n"
+        register = GICD_ISENABLER if on else GICD_ICENABLER
+        self._qtest.send(f"{lines}writel {base + register + 4 * word:#x} {1 << intid % 32:#x}\n".encode())

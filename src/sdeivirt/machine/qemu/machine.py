@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine `qemu`: stock QEMU with our EL2 monitor in it, and the services on an event loop.
+
+A vCPU that traps puts its registers into its mailbox and rings; the loop,
+on a thread of the machine's own, answers. See docs/qemu.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import platform
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qemu.qmp import QMPError
+
+from ...errors import SdeivirtError, StateError, UsageError
+from ...smccc.psci import Power
+from ..base import RAM_BASE, ExitReason, Machine, MachineConfig, Outcome
+from ..report import FaultReport
+from ..watchdog import Watchdog
+from . import layout
+from .boot import Payload, block_address, lay_out
+from .bound import BoundInterrupts
+from .console import Console
+from .gic import Gic
+from .kicks import Kicker
+from .layout import Action, Mailbox
+from .options import QemuOptions
+from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, find_qemu
+from .qtest import Qtest
+from .vcpu import QemuVcpu
+
+__all__ = ["QemuMachine", "show_command"]
+
+_log = logging.getLogger(__name__)
+
+_MIN_MEMORY = 8 << 20
+_SWITCH_INTERVAL = 1e-4  # other threads of ours must not keep a vCPU waiting for the GIL
+_POLL_SECONDS = 0.001
+_HOLD_SECONDS = 1.0
+_MAX_WARNINGS = 20
+_WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
+
+
+def show_command(config: MachineConfig) -> str:
+    """QEMU's command line for a machine, for a shell to read. Raises EnvironmentUnavailableError, UsageError."""
+    process = QemuProcess(config, QemuMachine(config).options, block_address(config.memory))
+    try:
+        return shlex.join(process.command)
+    finally:
+        process.abandon()
+
+
+class QemuMachine(Machine):
+    """N vCPUs in a QEMU process of their own."""
+
+    kind = "qemu"
+
+    def __init__(self, config: MachineConfig) -> None:
+        options = config.engine if config.engine is not None else QemuOptions()
+        if not isinstance(options, QemuOptions):
+            raise UsageError("these are no options of machine qemu", "give a QemuOptions as engine")
+        if config.vcpus > layout.MAX_VCPUS:
+            raise UsageError(f"machine qemu cannot have {config.vcpus} vCPUs", f"it can have 1 to {layout.MAX_VCPUS}")
+        if config.seed is not None:
+            raise UsageError("machine qemu cannot repeat a schedule", "leave --seed out, or use machine unicorn")
+        if config.memory < _MIN_MEMORY:
+            raise UsageError(f"machine qemu needs more than {config.memory >> 20} MiB", "give it 8M or more")
+        self.options = options
+        find_qemu(options.qemu)
+        self._block = block_address(config.memory)
+        super().__init__(config)
+        self.calling: QemuVcpu | None = None  # whose request is being answered
+        self.holding = False  # vCPUs that stop are not to go on
+        self.vcpus: list[QemuVcpu] = []
+        self.globals: memoryview
+        self.bound: BoundInterrupts
+        self.kicker: Kicker
+        self._payload: Payload | None = None
+        self._process: QemuProcess | None = None
+        self._console: Console | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event  # one of the next two has changed
+        self._ending: ExitReason | None = None
+        self._resetting = False
+        self._paused = False
+        self._error: BaseException | None = None
+        self._outcome: Outcome | None = None
+        self._thread: threading.Thread | None = None
+        self._started = threading.Event()
+        self._finished = threading.Event()
+        self._order = threading.Lock()
+        self._warned: set[str] = set()
+        self._watch = Watchdog(self, config.watchdog) if config.watchdog is not None else None
+
+    # -- the contract
+
+    @property
+    def state(self) -> str:
+        if self._thread is None:
+            return "created"
+        if self._finished.is_set():
+            return "stopped"
+        return "paused" if self._paused else "running"
+
+    def load(self, path: Path | str) -> None:
+        if self._thread is not None:
+            raise StateError("a guest is loaded before the machine starts")
+        self._payload = Payload.read(Path(path), self.options.initrd, self._block)
+
+    def start(self) -> None:
+        """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
+        if self._payload is None:
+            raise StateError("no guest is loaded", "call load() first")
+        if self._thread is not None:
+            raise StateError("the machine has been started already")
+        self.firmware.freeze()
+        self._thread = threading.Thread(target=self._run, name=f"{self.config.name}-qemu", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._finished.is_set() and self._error is not None:
+            raise self._error
+
+    def pause(self) -> None:
+        self._execute("stop")
+
+    def resume(self) -> None:
+        self._execute("cont")
+
+    def stop(self) -> None:
+        self._end(ExitReason.STOPPED)
+
+    def wait(self, limit: float | None = None) -> Outcome:
+        if self._thread is None:
+            raise StateError("the machine has not been started", "call start() first")
+        if not self._finished.wait(limit):
+            self._end(ExitReason.TIME_LIMIT)
+            self._finished.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None
+        return self._outcome
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._end(ExitReason.STOPPED)
+            self._thread.join()
+
+    def type_in(self, data: bytes) -> int:
+        return self._console.type_in(data) if self._console is not None else 0
+
+    def faults(self) -> list[FaultReport]:
+        return [vcpu.fault for vcpu in self.vcpus if vcpu.fault is not None]
+
+    def kick(self, bitmap: int) -> None:
+        if self._process is not None:
+            self.kicker.kick(bitmap)
+
+    def stuck(self, index: int, event: int, limit: float) -> None:
+        reason = f"the handler of event {event:#x} has run for more than {limit:g} s"
+        self._post(lambda: asyncio.ensure_future(self._stop_stuck(index, reason)))
+
+    def hints(self) -> list[str]:
+        directory = self.config.directory
+        if directory is None:
+            return []
+        lines = [f"QEMU's own QMP: {directory / QMP_SOCKET}"]
+        if self.options.gdb:
+            lines.append(f"gdb: `gdb-multiarch vmlinux -ex 'target remote {directory / GDB_SOCKET}'`")
+        return lines
+
+    def details(self) -> dict[str, int | str]:
+        process = self._process
+        if process is None or process.pid is None:
+            return {}
+        return {
+            "qemu": process.version,
+            "pid": process.pid,
+            "cpu": self.options.cpu,
+            "requests": sum(vcpu.served for vcpu in self.vcpus),
+            "contexts-read": sum(vcpu.words[Mailbox.CONTEXTS_READ] for vcpu in self.vcpus),
+            "kicks-repaired": self.kicker.repairs,
+        }
+
+    # -- what PSCI decides; called with the lock held, while a request is answered
+
+    def _power_control(self) -> QemuMachine:
+        return self
+
+    def _entry_ok(self, address: int) -> bool:
+        return RAM_BASE <= address < self._block
+
+    def _act(self, action: Action, argument: int = 0) -> None:
+        """Have the monitor of the calling vCPU do something."""
+        assert self.calling is not None
+        self.calling.act(action, argument)
+
+    def cpu_on(self, index: int, entry: int, context_id: int) -> None:
+        words = self.vcpus[index].words
+        words[Mailbox.BOOT_PC] = entry
+        words[Mailbox.BOOT_X0] = context_id
+        self._act(Action.CPU_ON, self.firmware.pes[index].affinity)
+
+    def cpu_off(self, index: int) -> None:
+        pe = self.firmware.pes[index]
+        self.firmware.sdei.pe_off(pe)
+        self.kicker.arrived(pe.bit)
+        self._act(Action.CPU_OFF)
+        if all(power is Power.OFF for power in self.firmware.psci.power):
+            self._end(ExitReason.ALL_OFF)
+
+    def cpu_standby(self, index: int) -> None:
+        if self.firmware.sdei.delivery.next(self.firmware.pes[index]) is None:
+            self._act(Action.STANDBY)
+
+    def cpu_powerdown(self, index: int, entry: int, context_id: int) -> bool:
+        self.cpu_standby(index)  # a power-down may become a standby, DEN0022 5.4
+        return False
+
+    def system_off(self) -> None:
+        self._act(Action.PARK)
+        self._end(ExitReason.POWER_OFF)
+
+    def system_reset(self) -> None:
+        self._act(Action.PARK)
+        self._reset()
+
+    def _reset(self) -> None:
+        if self.config.restart and not self._panicked:
+            self._resetting = True
+            self._post(self._wake.set)
+        else:
+            self._end(ExitReason.RESET)
+
+    @property
+    def _panicked(self) -> bool:
+        return self._console is not None and self._console.panic.panicked
+
+    # -- what vCPUs tell
+
+    def vcpu_faulted(self) -> None:
+        self._end(ExitReason.FAULT)
+
+    def warn_once(self, text: str) -> None:
+        """Tell of something that the guest should not do; it may do it all the time."""
+        if text not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(text)
+            _log.warning("%s", text)
+
+    def fence(self) -> None:
+        """Order what was written to a mailbox before its response, where the processor does not do that by itself."""
+        if _WEAKLY_ORDERED:
+            with self._order:  # acquired after the machine's lock was released: neither order can change
+                pass
+
+    def read_ram(self, address: int, size: int) -> bytes | None:
+        """The guest's RAM by physical address; None where there is none."""
+        process, offset = self._process, address - RAM_BASE
+        if process is None or not 0 <= offset <= self.config.memory - size:
+            return None
+        return process.ram[offset : offset + size]
+
+    # -- the thread and its loop
+
+    def _post(self, call: Callable[[], object]) -> None:
+        """Run a callable on the loop, from any thread."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(call)
+
+    def _end(self, reason: ExitReason) -> None:
+        self._ending = self._ending or reason
+        self._post(lambda: self._wake.set())
+
+    def crash(self, error: BaseException) -> None:
+        """A defect of the host's: end the run and raise it in wait()."""
+        self._error = self._error or error
+        self._end(ExitReason.FAULT)
+
+    def _execute(self, command: str) -> None:
+        """Run a QMP command from another thread, and wait for it."""
+        process, loop = self._process, self._loop
+        if process is None or loop is None or self._finished.is_set():
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(process.execute(command), loop).result()
+        except (QMPError, SdeivirtError, RuntimeError, asyncio.CancelledError) as error:
+            _log.debug("the machine ended meanwhile: %s", error)
+
+    def _run(self) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
+        if self._watch is not None:
+            self._watch.start()
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            self._error = self._error or error
+        finally:
+            if self._watch is not None:
+                self._watch.cancel()
+            sys.setswitchinterval(interval)
+            if self._outcome is None:
+                self._outcome = Outcome(self._ending or ExitReason.FAULT, self.faults())
+            self._finished.set()
+            self._started.set()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        await self._one_power_cycle()
+        while self._resetting and self._ending is None:
+            self._resetting = False
+            with self.lock:
+                self.firmware.sdei.reset()
+                self.firmware.psci.reset()
+            await self._one_power_cycle()
+        self._conclude()
+
+    async def _one_power_cycle(self) -> None:
+        """From power-up to the end of the run, or to a reset. A reset gets a new QEMU: this one has seen the old code."""
+        payload = self._payload
+        assert payload is not None
+        process = QemuProcess(self.config, self.options, self._block)
+        console = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await process.launch()
+            boot = lay_out(process.ram, self.config, self.options, payload)
+            qtest = Qtest(process.qtest)
+            gic = Gic(qtest, boot.distributor, boot.redistributor, [pe.affinity for pe in self.firmware.pes])
+            self.kicker = Kicker(gic, self._post, self._kick_matters)
+            self.bound = BoundInterrupts(self.firmware.sdei, gic)
+            self.globals = boot.globals
+            self.vcpus = [QemuVcpu(self, *pair) for pair in zip(self.firmware.pes, boot.mailboxes, strict=True)]
+            self.firmware.psci.power[0] = Power.ON_PENDING
+            self._process, self._console = process, console
+            self._listen(process, qtest)
+            console.start()
+            tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
+            await process.execute("cont")
+            self._started.set()
+            while self._ending is None and not self._resetting:
+                await self._wake.wait()
+                self._wake.clear()
+            if self._ending is ExitReason.TIME_LIMIT:
+                await self._hold(range(self.config.vcpus))
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._ignore(process)
+            await process.close()
+            await asyncio.to_thread(console.finish)
+
+    def _conclude(self) -> None:
+        reason = self._ending or ExitReason.FAULT
+        if self._panicked and reason in (ExitReason.POWER_OFF, ExitReason.RESET, ExitReason.ALL_OFF):
+            reason = ExitReason.PANIC
+        faults = self.faults()
+        if reason is ExitReason.TIME_LIMIT:
+            faults += [vcpu.report("still running when the time was up") for vcpu in self.vcpus if vcpu.held]
+        self._outcome = Outcome(reason, faults)
+
+    # -- requests
+
+    def _listen(self, process: QemuProcess, qtest: Qtest) -> None:
+        loop = asyncio.get_running_loop()
+
+        def answer() -> None:
+            if not qtest.readable():
+                loop.remove_reader(process.qtest)
+
+        def ring() -> None:
+            try:
+                if not process.bell.recv(4096):
+                    loop.remove_reader(process.bell)
+            except OSError:
+                loop.remove_reader(process.bell)
+            self._serve()
+
+        def poll() -> None:
+            until = time.perf_counter() + _POLL_SECONDS
+            while time.perf_counter() < until:
+                self._serve()
+            if self._process is process and self._ending is None and not self._resetting:
+                loop.call_soon(poll)
+
+        loop.add_reader(process.qtest, answer)
+        if self.options.poll:
+            loop.call_soon(poll)
+        else:
+            loop.add_reader(process.bell, ring)
+
+    def _ignore(self, process: QemuProcess) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in (process.qtest, process.bell):
+            loop.remove_reader(connection)
+
+    def _serve(self) -> None:
+        try:
+            for vcpu in self.vcpus:
+                vcpu.serve()
+        except BaseException as error:
+            self.crash(error)
+
+    def _kick_matters(self, index: int) -> bool:
+        return self.firmware.pes[index].online and not self._paused
+
+    async def _hold(self, indices: range) -> None:
+        """Have vCPUs stop for a report, as far as they do so in time."""
+        self.holding = True
+        wanted = [self.vcpus[i] for i in indices if self.firmware.pes[i].online]
+        for vcpu in wanted:
+            vcpu.words[Mailbox.PROBE] = 1
+            self.kicker.arrived(vcpu.pe.bit)
+            self.kicker.kick(vcpu.pe.bit)
+        until = time.monotonic() + _HOLD_SECONDS
+        while time.monotonic() < until and not all(vcpu.held for vcpu in wanted):
+            await asyncio.sleep(0.005)
+
+    async def _stop_stuck(self, index: int, reason: str) -> None:
+        await self._hold(range(index, index + 1))
+        self.vcpus[index].stop_faulted(reason)
+
+    def _panic_is_over(self) -> None:
+        self._end(ExitReason.PANIC)
+
+    # -- QEMU
+
+    async def _follow(self, process: QemuProcess) -> None:
+        """What QEMU tells of, be it our doing or that of whoever talks to its own QMP socket."""
+        async for message in process.events:
+            name = message["event"]
+            if name in ("STOP", "RESUME"):
+                self._paused = name == "STOP"
+            elif name == "GUEST_PANICKED":
+                self._end(ExitReason.PANIC)
+            elif name == "SHUTDOWN":
+                if dict(message["data"]).get("reason") in ("host-qmp-system-reset", "guest-reset"):
+                    self._reset()
+                else:
+                    self._end(ExitReason.STOPPED)
+
+    async def _outlive(self, process: QemuProcess) -> None:
+        """QEMU's end is ours."""
+        assert process.process is not None
+        await process.process.wait()
+        if self._ending is None and not self._resetting:
+            # A QEMU that was asked to end has said so on its way out.
+            await asyncio.sleep(0.2)
+            if self._ending is None and not self._resetting:
+                self.crash(await process.death())

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU process: its command line, its memory, the sockets to it, and its end.
+
+Everything it shares with us is a file descriptor that it inherits: the guest's
+RAM is a memfd, the serial port, the doorbell, qtest and QMP are socket pairs.
+So nothing of it stands in a file system, and nothing stays when either of
+us is killed. QEMU itself does not survive us: its parent's death kills it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, QMPClient, QMPError
+
+from ...errors import EnvironmentUnavailableError, UsageError
+from ..base import RAM_BASE, MachineConfig
+from .options import QemuOptions
+
+__all__ = ["BELL_SLOT", "GDB_SOCKET", "QMP_SOCKET", "QemuDiedError", "QemuProcess", "command_line", "find_qemu"]
+
+BELL_SLOT = 0x1E
+QMP_SOCKET = "qmp.sock"
+GDB_SOCKET = "gdb.sock"
+_NAME = "qemu-system-aarch64"
+_VARIABLE = "SDEIVIRT_QEMU"
+_INSTALL = "install it with `apt-get install qemu-system-arm`, or name one with --qemu or SDEIVIRT_QEMU"
+_START_SECONDS = 30.0
+_QUIT_SECONDS = 5.0
+_STDERR_KEPT = 4096
+_CHANNELS = ("serial", "bell", "qtest", "qmp")
+
+
+class QemuDiedError(EnvironmentUnavailableError):
+    """QEMU ended by itself."""
+
+
+def find_qemu(wanted: Path | None = None) -> Path:
+    """The QEMU to use. Raises EnvironmentUnavailableError where there is none."""
+    named = str(wanted) if wanted is not None else os.environ.get(_VARIABLE, "")
+    found = shutil.which(named or _NAME)
+    if found is None:
+        what = f"{named} is no program that can be run" if named else f"there is no {_NAME}"
+        raise EnvironmentUnavailableError(f"machine qemu needs QEMU, and {what}", _INSTALL)
+    return Path(found)
+
+
+def command_line(
+    qemu: Path, config: MachineConfig, options: QemuOptions, ram: int, channels: Sequence[int], entry: int
+) -> list[str]:
+    """The exact command line. `ram` and `channels` are the descriptors that QEMU inherits; `entry` is the monitor's."""
+    size = f"{config.memory >> 20}M"
+    words = [
+        str(qemu),
+        *("-machine", "virt,virtualization=on,gic-version=3,memory-backend=ram"),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", options.cpu),
+        *("-smp", str(config.vcpus)),
+        *("-m", size),
+        *("-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{ram}"),
+        *("-device", f"loader,addr={entry:#x},cpu-num=0"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
+    ]
+    for name, fd in zip(_CHANNELS, channels, strict=True):
+        words += ["-chardev", f"socket,id=sdeivirt-{name},fd={fd}"]
+    words += [
+        *("-serial", "chardev:sdeivirt-serial"),
+        *("-device", f"pci-serial,chardev=sdeivirt-bell,addr={BELL_SLOT:#x}"),
+        *("-object", "qtest,id=sdeivirt-qtest-server,chardev=sdeivirt-qtest"),
+        *("-qmp", "chardev:sdeivirt-qmp"),
+    ]
+    if config.directory is not None:
+        words += ["-qmp", f"unix:{config.directory / QMP_SOCKET},server=on,wait=off"]
+    if options.gdb:
+        if config.directory is None:
+            raise UsageError("a socket for gdb needs a directory", "give the machine one")
+        words += ["-gdb", f"unix:{config.directory / GDB_SOCKET},server=on,wait=off"]
+    return words + list(options.arguments)
+
+
+class QemuProcess:
+    """One QEMU, from :meth:`launch` to :meth:`close`; on an event loop.
+
+    `ram` maps the guest's RAM; `serial`, `bell` and `qtest` are our ends of
+    the socket pairs; `qmp` is connected.
+    """
+
+    def __init__(self, config: MachineConfig, options: QemuOptions, entry: int) -> None:
+        self.binary = find_qemu(options.qemu)
+        self._open: list[int | socket.socket] = []
+        try:
+            fd = os.memfd_create(f"sdeivirt-{config.name}", os.MFD_CLOEXEC)
+            self._open.append(fd)
+            os.ftruncate(fd, config.memory)
+            self.ram = mmap.mmap(fd, config.memory, mmap.MAP_SHARED)
+        except (OSError, ValueError) as error:
+            self._close_ours()
+            raise UsageError(
+                f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory"
+            ) from error
+        pairs = [socket.socketpair() for _ in _CHANNELS]
+        self.serial, self.bell, self.qtest, self._qmp_socket = (ours for ours, _ in pairs)
+        theirs = [other for _, other in pairs]
+        self._inherited = [fd, *(other.fileno() for other in theirs)]
+        self._open += theirs
+        self.command = command_line(self.binary, config, options, fd, self._inherited[1:], entry)
+        self.qmp = QMPClient(f"{config.name}-qmp")
+        self.qmp.logger.setLevel(100)  # every failure reaches the caller; the log would say it twice
+        self.events = EventListener()
+        self.qmp.register_listener(self.events)
+        self.version = ""
+        self.errors = bytearray()  # the last that it said on standard error
+        self.process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process else None
+
+    async def launch(self) -> None:
+        """Start QEMU, stopped before the first instruction. Raises EnvironmentUnavailableError."""
+        killer = shutil.which("setpriv")
+        if killer is None:
+            raise EnvironmentUnavailableError(
+                "machine qemu needs setpriv, so that QEMU ends when we do", "install it: it is part of util-linux"
+            )
+        self.process = await asyncio.create_subprocess_exec(
+            *(killer, "--pdeathsig", "KILL", "--", *self.command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=self._inherited,
+            start_new_session=True,  # Ctrl-C is ours to handle
+            umask=0o077,
+        )
+        self._listening = asyncio.create_task(self._listen())
+        self._close_ours()  # so that the sockets end when QEMU does
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self.qmp.connect(self._qmp_socket)
+                version: Any = await self.qmp.execute("query-version")
+        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                raise EnvironmentUnavailableError(
+                    f"QEMU does not answer after {_START_SECONDS:g} s", f"does `{self.binary} --version` work?"
+                ) from error
+            raise await self.death() from error
+        numbers = version["qemu"]
+        self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
+
+    async def death(self) -> QemuDiedError:
+        """QEMU has ended, or is about to; why, as an error."""
+        code = await self._reap(_QUIT_SECONDS)
+        said = [line for line in self.errors.decode("utf-8", "replace").splitlines() if line.strip()]
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return QemuDiedError(f"QEMU ended {how}", said[-1].strip() if said else "nobody asked it to")
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """A QMP command; its return value. Raises QMPError, or QemuDiedError."""
+        try:
+            return await self.qmp.execute(command, arguments or None)
+        except (OSError, EOFError) as error:
+            raise await self.death() from error
+
+    async def _listen(self) -> None:
+        assert self.process is not None and self.process.stderr is not None
+        while data := await self.process.stderr.read(_STDERR_KEPT):
+            self.errors += data
+            del self.errors[:-_STDERR_KEPT]
+
+    async def _reap(self, patience: float) -> int:
+        """Wait for the end, and kill it when that takes too long; the exit code."""
+        assert self.process is not None
+        try:
+            async with asyncio.timeout(patience):
+                code = await self.process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            code = await self.process.wait()
+        if self._listening is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._listening
+        return code
+
+    async def close(self) -> None:
+        """End QEMU, politely so that disks are written back, and let go of everything."""
+        if self.process is not None:
+            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(_QUIT_SECONDS):
+                    await self.qmp.execute("quit")
+            await self._reap(_QUIT_SECONDS)
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self.qmp.disconnect()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything, of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""
+        self._close_ours()
+        for ours in (self.serial, self.bell, self.qtest, self._qmp_socket):
+            ours.close()
+
+    def _close_ours(self) -> None:
+        while self._open:
+            one = self._open.pop()
+            if isinstance(one, int):
+                os.close(one)
+            else:
+                one.close()
+
+    def load(self, address: int, data: bytes) -> None:
+        """Write into the guest's RAM, before the guest runs."""
+        offset = address - RAM_BASE
+        self.ram[offset : offset + len(data)] = data

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One vCPU: its mailbox, and what is done for each reason for which its guest was left."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ...cpu import PC, PSTATE, SCTLR, CpuFeatures, synchronous_vector
+from ...sdei.model import Frame, Pe
+from ..disassembly import around
+from ..report import FaultReport
+from .layout import Action, Global, Mailbox, Reason
+from .view import MailboxView
+
+if TYPE_CHECKING:
+    from .machine import QemuMachine
+
+__all__ = ["QemuVcpu"]
+
+_log = logging.getLogger(__name__)
+
+_HVC, _SMC, _KICK, _INTERRUPT = int(Reason.HVC), int(Reason.SMC), int(Reason.KICK), int(Reason.INTERRUPT)
+_REQUEST, _RESPONSE, _REASON = Mailbox.REQUEST, Mailbox.RESPONSE, Mailbox.REASON
+_CONTEXT_WORDS = 18
+
+EC_SHIFT = 26
+EC_DATA_OR_INSTRUCTION_ABORT = (0x20, 0x24)
+EC_SAME_LEVEL = 1  # added to either, for an abort at EL1 itself
+ESR_IL = 1 << 25
+ESR_WNR = 1 << 6
+SYNCHRONOUS_EXTERNAL_ABORT = 0x10
+PAR_FAILED = 1
+PAR_ADDRESS = 0x000F_FFFF_FFFF_F000
+
+
+class QemuVcpu:
+    """The hypervisor's side of a vCPU. `words` is its mailbox, a memoryview of format "Q"."""
+
+    def __init__(self, machine: QemuMachine, pe: Pe, words: memoryview) -> None:
+        self.machine = machine
+        self.pe = pe
+        self.words = words
+        self.view = MailboxView(words)
+        self.served = 0
+        self.held = False  # stopped for a look, and not to go on
+        self.fault: FaultReport | None = None
+        self._frame: Frame | None = None
+
+    # -- requests
+
+    def serve(self) -> None:
+        """Answer the monitor's request, if there is a new one."""
+        words = self.words
+        request = words[_REQUEST]
+        if request == self.served:
+            return
+        self.served = request
+        machine = self.machine
+        if machine.holding or self.fault is not None:
+            self.held = True
+            return
+        pe, firmware = self.pe, machine.firmware
+        reason = words[_REASON]
+        with machine.lock:
+            machine.calling = self
+            if reason == _HVC or reason == _SMC:
+                firmware.hypercall(pe, self.view)
+            elif reason == _KICK:
+                machine.kicker.arrived(pe.bit)
+                firmware.deliver(pe, self.view)
+            elif reason == _INTERRUPT:
+                intid = words[Mailbox.INTID]
+                machine.bound.fired(intid, pe.index)
+                firmware.sdei.interrupt(intid, pe.index)
+                firmware.deliver(pe, self.view)
+            else:
+                self._rare(reason)
+            machine.bound.update()
+            kicks = firmware.take_kicks() & ~pe.bit
+            frame = pe.frame
+            if frame is not self._frame:
+                self._publish(frame)
+        if self.fault is not None:
+            self.held = True
+            return
+        machine.fence()
+        words[_RESPONSE] = request
+        if kicks:
+            machine.kick(kicks)
+
+    def _publish(self, frame: Frame | None) -> None:
+        """Lay out what EVENT_CONTEXT answers, for the monitor."""
+        self._frame = frame
+        words = self.words
+        if frame is None:
+            words[Mailbox.CONTEXT_VALID] = 0
+        else:
+            words[Mailbox.CONTEXT : Mailbox.CONTEXT + _CONTEXT_WORDS] = memoryview(frame.saved).cast("Q")[:_CONTEXT_WORDS]
+            words[Mailbox.CONTEXT_VALID] = 1
+
+    def _rare(self, reason: int) -> None:
+        if reason == Reason.BOOT:
+            self._boot()
+        elif reason == Reason.ABORT:
+            self._abort()
+        elif reason == Reason.TRAP:
+            self._undefined()
+        else:
+            esr = self.words[Mailbox.ESR]
+            self.stop_faulted(f"the EL2 monitor failed, ESR_EL2 {esr:#x}, FAR_EL2 {self.words[Mailbox.FAR]:#x}")
+
+    def _boot(self) -> None:
+        machine, pe = self.machine, self.pe
+        if pe.index == 0:
+            words = machine.globals
+            features = CpuFeatures.from_id_registers(
+                words[Global.ID_PFR0], words[Global.ID_PFR1], words[Global.ID_MMFR1], words[Global.ID_MMFR2]
+            )
+            for each in machine.firmware.pes:
+                each.features = features
+        machine.kicker.arrived(pe.bit)  # one that waited for the PE that this was went with it
+        machine.firmware.sdei.pe_on(pe)
+        machine.firmware.psci.started(pe.index)
+
+    def act(self, action: Action, argument: int = 0) -> None:
+        """Have the monitor do something before the guest goes on."""
+        self.words[Mailbox.ACTION] = action
+        self.words[Mailbox.ARGUMENT] = argument
+
+    # -- exceptions that EL1 takes instead
+
+    def _abort(self) -> None:
+        """Stage 2 maps nothing at that address: the bus would say so."""
+        words = self.words
+        esr = words[Mailbox.ESR]
+        kind = esr >> EC_SHIFT
+        if words[PSTATE] & 0xC:
+            kind |= EC_SAME_LEVEL
+        words[Mailbox.FAR1] = words[Mailbox.FAR]
+        self._take(kind << EC_SHIFT | ESR_IL | esr & ESR_WNR | SYNCHRONOUS_EXTERNAL_ABORT)
+
+    def _undefined(self) -> None:
+        """An instruction that nobody thought of: for the guest it does not exist."""
+        words = self.words
+        self.machine.warn_once(
+            f"vCPU {self.pe.index}: an instruction at {words[PC]:#x} trapped to EL2 (ESR_EL2 {words[Mailbox.ESR]:#x}); "
+            "the guest takes it as undefined"
+        )
+        self._take(ESR_IL)
+
+    def _take(self, esr: int) -> None:
+        """Take an exception to EL1. Arm ARM AArch64.TakeException."""
+        words = self.words
+        pc, pstate = words[PC], words[PSTATE]
+        words[Mailbox.ESR1] = esr
+        self.view.set_exception_return(pc, pstate)
+        words[PC] = (words[Mailbox.VBAR] + synchronous_vector(pstate)) & (1 << 64) - 1
+        words[PSTATE] = self.pe.features.exception_entry(pstate, words[SCTLR])
+
+    # -- reports
+
+    def stop_faulted(self, reason: str) -> None:
+        """This vCPU cannot go on."""
+        self.fault = self.report(reason)
+        self.machine.vcpu_faulted()
+
+    def report(self, reason: str) -> FaultReport:
+        """A picture of the vCPU, which the monitor holds."""
+        words = self.words
+        pc = words[PC]
+        registers = {f"x{i}": words[i if i < 18 else Mailbox.X18 + i - 18] for i in range(31)}
+        registers |= {
+            "sp": words[Mailbox.SP_EL1 if words[PSTATE] & 1 else Mailbox.SP_EL0],
+            "pc": pc,
+            "pstate": words[PSTATE],
+            "elr_el1": words[Mailbox.ELR1],
+            "spsr_el1": words[Mailbox.SPSR1],
+            "esr_el1": words[Mailbox.ESR1],
+            "far_el1": words[Mailbox.FAR1],
+            "vbar_el1": words[Mailbox.VBAR],
+            "sctlr_el1": words[SCTLR],
+        }
+        return FaultReport(self.pe.index, reason, pc, registers, around(pc, self._read_near_pc))
+
+    def _read_near_pc(self, address: int, size: int) -> bytes | None:
+        """Guest memory on the page of PC, whose physical address the monitor has looked up."""
+        pc, par = self.words[PC], self.words[Mailbox.PAR]
+        if par & PAR_FAILED or (address ^ pc) >> 12:
+            return None
+        return self.machine.read_ram((par & PAR_ADDRESS) | address & 0xFFF, size)
