@@ -68,6 +68,9 @@ class FakeMachine(Machine):
         self.firmware.hypercall(self.firmware.pes[vcpu], pe)
         return pe.registers["x0"]
 
+    def stuck(self, index: int, event: int, limit: float) -> None:
+        """No handler ever runs here."""
+
     def register(self, vcpu: int, event: int = 0) -> None:
         """Have a PE register and enable an event, and stay masked."""
         self.firmware.sdei.pe_on(self.firmware.pes[vcpu])

@@ -253,7 +253,7 @@ class Shadow:
                 self._resume_records[pe] = dict(registers)
                 record = self._records.get((pe, self.context(pe)))
                 if record and self.code.place(registers["elr"]).startswith("arrive"):
-                    record[1].append((registers["elr"], registers["spsr"]))  # it may not have read them yet, or not both
+                    record[1].append((registers["elr"], registers["spsr"]))  # perhaps not read yet, or not both
 
     def _on_look(self, pe: int) -> None:
         self._step[pe] = "look"

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from sdeivirt.errors import StateError, UsageError
+from sdeivirt.errors import UsageError
 from sdeivirt.machine import ExitReason, FaultReport, MachineConfig, Outcome, open_machine
 from sdeivirt.machine.base import Machine
 from sdeivirt.machine.unicorn.vcpu import VcpuState
 
 from .asm import assemble
+from .guest_texts import HANDLER_THAT_SPINS
 
 pytestmark = pytest.mark.machine
 
@@ -66,47 +67,6 @@ def test_without_vectors_every_exception_is_a_report(name: str) -> None:
     assert "vCPU 0 stopped" in fault.render()
 
 
-VECTORS = """
-    adr x0, vectors
-    msr vbar_el1, x0
-    {code}
-    .balign 2048
-vectors:
-    .org vectors + 0x200
-    mrs x10, esr_el1
-    mrs x11, far_el1
-    mrs x12, elr_el1
-    mrs x13, spsr_el1
-    lsr x14, x10, #26
-    add w21, w14, #32
-    mov x20, #0x09000000
-    str w21, [x20]
-    {then}
-"""
-
-
-@pytest.mark.parametrize(
-    ("code", "exception_class"),
-    [
-        (".inst 0", 0x00),
-        ("svc #5", 0x15),
-        ("brk #1", 0x3C),
-        ("mov x1, #0x20000000\n ldr x2, [x1]", 0x25),
-        ("mov x1, #0x20000000\n br x1", 0x21),
-    ],
-)
-def test_a_guest_with_vectors_takes_its_exceptions_itself(code: str, exception_class: int) -> None:
-    outcome, printed = run(VECTORS.format(code=code, then="off"))
-    assert outcome.reason is ExitReason.POWER_OFF
-    assert printed == chr(exception_class + 32)
-
-
-def test_an_exception_returns_to_the_instruction_after_svc() -> None:
-    outcome, printed = run(VECTORS.format(code="svc #0\n say 'Z'\n off", then="eret"))
-    assert outcome.reason is ExitReason.POWER_OFF
-    assert printed == chr(0x15 + 32) + "Z"
-
-
 def test_a_vector_that_faults_itself_is_a_report() -> None:
     outcome, _ = run(
         """
@@ -120,24 +80,6 @@ vectors:
 """
     )
     assert "the first instruction of the exception vector faults" in only_fault(outcome).reason
-
-
-HANDLER_THAT_SPINS = """
-    take_event handler
-    mov x1, #0
-    mrs x2, mpidr_el1
-    call SDEI_SIGNAL
-    b .
-handler:
-    mov x19, #0x55
-    b handler
-"""
-
-
-def test_the_watchdog_reports_a_handler_that_never_ends() -> None:
-    fault = only_fault(run(HANDLER_THAT_SPINS, watchdog=0.5)[0])
-    assert "handler of event 0x0" in fault.reason
-    assert fault.registers["x19"] == 0x55
 
 
 @pytest.mark.parametrize(
@@ -160,82 +102,6 @@ def test_the_time_limit_reports_what_every_vcpu_was_doing(
     assert outcome.reason is ExitReason.TIME_LIMIT
     assert [fault.vcpu for fault in outcome.faults] == [0]
     assert doing in outcome.faults[0].reason
-
-
-def test_all_vcpus_off_is_the_end() -> None:
-    outcome, _ = run("    call CPU_OFF\n    b .")
-    assert outcome.reason is ExitReason.ALL_OFF
-
-
-def test_hypercalls_from_el0_trap_to_el1() -> None:
-    """HVC and SMC at EL0 are undefined there: the guest's kernel sees them, the service does not."""
-    for instruction in ("hvc #0", ".inst 0xd4000003"):
-        outcome, printed = run(
-            f"""
-    adr x0, vectors
-    msr vbar_el1, x0
-    adr x0, user
-    msr elr_el1, x0
-    msr spsr_el1, xzr
-    eret
-user:
-    ldr x0, =0x84000008
-    {instruction}
-    b .
-    .balign 2048
-vectors:
-    .org vectors + 0x400
-    mrs x10, esr_el1
-    lsr x10, x10, #26
-    add w21, w10, #65
-    mov x20, #0x09000000
-    str w21, [x20]
-    off
-"""
-        )
-        assert outcome.reason is ExitReason.POWER_OFF
-        assert printed == "A"
-
-
-def test_a_console_that_breaks_is_raised_on_the_host() -> None:
-    def console(_data: bytes) -> None:
-        raise BrokenPipeError("nobody reads")
-
-    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
-        machine.console = console
-        machine.load(assemble("    say 10\n    off"))
-        machine.start()
-        with pytest.raises(BrokenPipeError):
-            machine.wait(10)
-
-
-def test_life_cycle_errors() -> None:
-    machine: Machine = open_machine("unicorn", MachineConfig(vcpus=1))
-
-    with pytest.raises(StateError, match="no guest"):
-        machine.start()
-    with pytest.raises(StateError, match="not been started"):
-        machine.wait()
-    assert machine.state == "created"
-    machine.load(assemble("    b ."))
-    machine.start()
-    with pytest.raises(StateError, match="already"):
-        machine.start()
-    machine.stop()
-    assert machine.wait().reason is ExitReason.STOPPED
-    assert machine.state == "stopped"
-    machine.close()
-    machine.close()
-
-
-def test_nothing_is_injected_into_a_machine_that_has_stopped() -> None:
-    with open_machine("unicorn", MachineConfig(vcpus=1)) as machine:
-        machine.load(str(assemble("    off")))
-        machine.start()
-        assert machine.wait(10).reason is ExitReason.POWER_OFF
-        for call in (machine.inject, machine.cancel):
-            with pytest.raises(StateError, match="stopped"):
-                call(0)
 
 
 @pytest.mark.parametrize(

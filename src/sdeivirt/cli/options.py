@@ -53,8 +53,8 @@ def _seconds(_type: Any, tokens: Sequence[Any]) -> float:
     return value
 
 
-def _show_size(value: int) -> str:
-    return f"{value >> 20}M"
+def _show_size(value: int | None) -> str:
+    return "" if value is None else f"{value >> 20}M"
 
 
 Number = Annotated[int, Parameter(converter=_number)]

@@ -36,7 +36,5 @@ def program_path(name: str) -> Path:
     """The ELF file of a guest, or of the monitor. Raises EnvironmentUnavailableError where it has not been built."""
     path = Path(str(files(__package__) / "bin" / f"{name}.elf"))
     if not path.is_file():
-        raise EnvironmentUnavailableError(
-            f"{name}.elf is not built", "in a source tree run `python guests/build.py`"
-        )
+        raise EnvironmentUnavailableError(f"{name}.elf is not built", "in a source tree run `python guests/build.py`")
     return path

@@ -112,9 +112,7 @@ def lay_out(ram: mmap.mmap, config: MachineConfig, options: QemuOptions, payload
     return Boot(shared, mailboxes, distributor, redistributor)
 
 
-def _place(
-    ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: MachineTree, end: int
-) -> int:
+def _place(ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: MachineTree, end: int) -> int:
     """The guest, its initial RAM disk and its device tree; the address of the last."""
 
     def write(address: int, content: bytes) -> None:

@@ -102,7 +102,7 @@ class MachineTree:
         reserved: tuple[int, int],
         initrd: tuple[int, int] | None = None,
     ) -> bytes:
-        """The tree for the guest. `reserved` is (address, size) of memory that is not its own; `initrd` (start, end)."""
+        """The tree for the guest. `reserved` is memory that is not its own, (address, size); `initrd` (start, end)."""
         tree = self._tree
         tree.add_item(sdei_node(conduit), "/firmware")
         tree.set_property("method", conduit.value, "/psci")

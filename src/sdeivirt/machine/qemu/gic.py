@@ -65,7 +65,8 @@ class Gic:
         control = await self._qtest.read32(self._distributor + GICD_CTLR)
         waker = self._redistributor + vcpu * GICR_STRIDE + GICR_WAKER
         self._qtest.send(
-            f"writel {self._distributor + GICD_CTLR:#x} {control | GICD_CTLR_GROUP0:#x}\nwritel {waker:#x} 0x0\n".encode()
+            f"writel {self._distributor + GICD_CTLR:#x} {control | GICD_CTLR_GROUP0:#x}\n"
+            f"writel {waker:#x} 0x0\n".encode()
         )
         self.kick([vcpu])
 

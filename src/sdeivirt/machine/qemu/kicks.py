@@ -29,6 +29,7 @@ class Kicker:
         self._wanted = wanted
         self._lock = threading.Lock()
         self._waiting = 0  # kicked, and not come yet
+        self._old = 0  # those of them that were at the last look
         self._watching = False
         self.repairs = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -49,14 +50,15 @@ class Kicker:
         """These vCPUs are about to look for events, or have been turned off."""
         with self._lock:
             self._waiting &= ~bitmap
+            self._old &= ~bitmap
 
     def _watch(self) -> None:
-        asyncio.get_running_loop().call_later(_PATIENCE, self._look, self._waiting)
+        asyncio.get_running_loop().call_later(_PATIENCE, self._look)
 
-    def _look(self, before: int) -> None:
+    def _look(self) -> None:
         """A kick without effect for that long: the guest has done something to the interrupt controller."""
         with self._lock:
-            late = self._waiting & before
+            late, self._old = self._old, self._waiting
             self._watching = bool(self._waiting)
         for vcpu in bits(late):
             if self._wanted(vcpu):

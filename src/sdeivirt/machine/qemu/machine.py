@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qemu.qmp import QMPError
 
@@ -326,7 +327,10 @@ class QemuMachine(Machine):
         self._conclude()
 
     async def _one_power_cycle(self) -> None:
-        """From power-up to the end of the run, or to a reset. A reset gets a new QEMU: this one has seen the old code."""
+        """From power-up to the end of the run, or to a reset.
+
+        A reset gets a new QEMU: this one has translated code that would be loaded over.
+        """
         payload = self._payload
         assert payload is not None
         process = QemuProcess(self.config, self.options, self._block)
@@ -444,7 +448,8 @@ class QemuMachine(Machine):
             elif name == "GUEST_PANICKED":
                 self._end(ExitReason.PANIC)
             elif name == "SHUTDOWN":
-                if dict(message["data"]).get("reason") in ("host-qmp-system-reset", "guest-reset"):
+                data: Any = message["data"]
+                if data.get("reason") in ("host-qmp-system-reset", "guest-reset"):
                     self._reset()
                 else:
                     self._end(ExitReason.STOPPED)

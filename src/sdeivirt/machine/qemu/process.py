@@ -171,8 +171,10 @@ class QemuProcess:
             raise await self.death() from error
 
     async def _listen(self) -> None:
-        assert self.process is not None and self.process.stderr is not None
-        while data := await self.process.stderr.read(_STDERR_KEPT):
+        assert self.process is not None
+        stderr = self.process.stderr
+        assert stderr is not None
+        while data := await stderr.read(_STDERR_KEPT):
             self.errors += data
             del self.errors[:-_STDERR_KEPT]
 
@@ -204,7 +206,7 @@ class QemuProcess:
         self.abandon()
 
     def abandon(self) -> None:
-        """Let go of everything, of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""
+        """Let go of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""
         self._close_ours()
         for ours in (self.serial, self.bell, self.qtest, self._qmp_socket):
             ours.close()

@@ -20,9 +20,11 @@ __all__ = ["QemuVcpu"]
 
 _log = logging.getLogger(__name__)
 
-_HVC, _SMC, _KICK, _INTERRUPT = int(Reason.HVC), int(Reason.SMC), int(Reason.KICK), int(Reason.INTERRUPT)
+_CALLS = (int(Reason.HVC), int(Reason.SMC))
+_KICK, _INTERRUPT = int(Reason.KICK), int(Reason.INTERRUPT)
 _REQUEST, _RESPONSE, _REASON = Mailbox.REQUEST, Mailbox.RESPONSE, Mailbox.REASON
 _CONTEXT_WORDS = 18
+_CONTEXT = slice(Mailbox.CONTEXT, Mailbox.CONTEXT + _CONTEXT_WORDS)
 
 EC_SHIFT = 26
 EC_DATA_OR_INSTRUCTION_ABORT = (0x20, 0x24)
@@ -64,7 +66,7 @@ class QemuVcpu:
         reason = words[_REASON]
         with machine.lock:
             machine.calling = self
-            if reason == _HVC or reason == _SMC:
+            if reason in _CALLS:
                 firmware.hypercall(pe, self.view)
             elif reason == _KICK:
                 machine.kicker.arrived(pe.bit)
@@ -96,7 +98,7 @@ class QemuVcpu:
         if frame is None:
             words[Mailbox.CONTEXT_VALID] = 0
         else:
-            words[Mailbox.CONTEXT : Mailbox.CONTEXT + _CONTEXT_WORDS] = memoryview(frame.saved).cast("Q")[:_CONTEXT_WORDS]
+            words[_CONTEXT] = memoryview(frame.saved).cast("Q")[:_CONTEXT_WORDS]
             words[Mailbox.CONTEXT_VALID] = 1
 
     def _rare(self, reason: int) -> None:
