@@ -7,11 +7,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help run test check bench campaign lock clean
+QEMU_NEEDS := qemu-system-aarch64:qemu-system-arm setpriv:util-linux
+TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools
+LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+
+.PHONY: help run test test-linux linux-demo check bench lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
 	@echo "make test      set up and run everything: linters, types, all tests"
+	@echo "make linux-demo fetch a Debian kernel and inject an event into a CPU that has masked everything"
+	@echo "make test-linux all tests with Debian kernels (about ... minutes)"
 	@echo "make check     linters and types only"
 	@echo "make bench     the measurements (about a minute)"
 	@echo "make lock      resolve requirements.lock anew"
@@ -21,6 +27,7 @@ run: $(STAMP)
 	$(BIN)/sdeivirt selftest
 
 test: $(STAMP) check
+	@./tools/need-apt $(TEST_NEEDS)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign"
 	$(BIN)/python -m pytest -n $(JOBS) -m campaign
 

@@ -33,6 +33,9 @@ FLAGS = [
 LINK_FLAGS = ["-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096", "-g0"]
 
 
+_INPUTS = {".c", ".h", ".S", ".ld", ".py"}
+
+
 class BuildError(Exception):
     """The guests could not be built; the text says what to do about it."""
 
@@ -85,7 +88,8 @@ def build(root: Path, out: Path, *, force: bool = False) -> list[Path]:
     """Builds every program of the source tree `root` into `out`; returns the ELF files."""
     guests = root / "guests"
     programs = _programs(guests)
-    everything = [path for path in guests.rglob("*") if path.suffix in {".c", ".h", ".S", ".ld", ".py"}]
+    folders = (guests, guests / "lib", guests / "monitor")
+    everything = [path for folder in folders for path in folder.iterdir() if path.suffix in _INPUTS]
     targets = {program.name: out / f"{program.name}.elf" for program in programs}
     stale = [program for program in programs if force or not _up_to_date(targets[program.name], everything)]
     if stale and importlib.util.find_spec("ziglang") is None:

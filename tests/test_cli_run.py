@@ -378,7 +378,7 @@ BAD_INPUT = [
     ("inject vm 0 --vcpu 2", 2, "there is no vCPU 2", "0 to 1"),
     ("inject vm 0 --affinity 0x100", 2, "no vCPU has the affinity 0x100", "0x0, 0x1"),
     ("inject vm zero", 2, "'zero' is no number", "inject --help"),
-    ("run --guest listen --name x --machine qemu", 2, "no machine 'qemu'", "unicorn"),
+    ("run --guest listen --name x --machine kvm", 2, "no machine 'kvm'", "unicorn"),
     ("run --guest /etc/passwd --name x", 2, "no AArch64 ELF file", None),
     ("run --kernel {image} --name x --memory 8M", 2, "RAM is", "--memory"),
     ("run --guest listen", 3, "a VM 'vm' is running already (pid", "--name"),

@@ -69,22 +69,34 @@ def _guests() -> _Finding:
     return _Finding("guests", "ok", ", ".join(GUESTS))
 
 
-def _machine() -> _Finding:
-    """Boot a guest: only then is it known that hypercalls arrive."""
+def _boots(kind: str, worst: str) -> _Finding:
+    """Boot a guest: only then is it known that hypercalls arrive. `worst` is how bad it is if they do not."""
     from ..control.batch import run_to_end
     from ..guests import guest_path
     from ..machine import MachineConfig, open_machine
 
+    check = f"machine {kind}"
     try:
-        with open_machine("unicorn", MachineConfig(name="doctor", vcpus=1)) as machine:
+        with open_machine(kind, MachineConfig(name="doctor", vcpus=1)) as machine:
             transcript = run_to_end(machine, guest_path("selftest"), _PROBE_SECONDS)
+            engine = machine.details()
+    except SdeivirtError as error:
+        return _Finding(check, worst, error.message, error.hint)
     except Exception as error:
-        hint = error.hint if isinstance(error, SdeivirtError) else "report this with the output of `pip list`"
-        return _Finding("machine unicorn", "missing", f"{error}", hint)
+        return _Finding(check, worst, f"{error}", "report this with the output of `pip list`")
     if not transcript.ok:
         detail = f"the selftest ended with {transcript.reason.value} and {transcript.result or 'no result'}"
-        return _Finding("machine unicorn", "missing", detail, "run `sdeivirt selftest` to see more")
-    return _Finding("machine unicorn", "ok", "a guest booted, its hypercalls were served")
+        return _Finding(check, worst, detail, f"run `sdeivirt selftest --machine {kind}` to see more")
+    what = f"QEMU {engine['qemu']}: " if "qemu" in engine else ""
+    return _Finding(check, "ok", f"{what}a guest booted, its hypercalls were served")
+
+
+def _unicorn_boots() -> _Finding:
+    return _boots("unicorn", "missing")
+
+
+def _qemu_boots() -> _Finding:
+    return _boots("qemu", "limited")  # the other machine needs none of it
 
 
 def _runtime() -> _Finding:
@@ -100,12 +112,19 @@ def _runtime() -> _Finding:
 
 
 def _others() -> _Finding:
-    return _Finding(
-        "machines qemu, kvm", "limited", "not in this version", "nothing to do: the machine unicorn needs no more"
-    )
+    return _Finding("machine kvm", "limited", "not in this version", "nothing to do: the other machines need no more")
 
 
-_CHECKS: tuple[Callable[[], _Finding], ...] = (_python, _unicorn, _stub, _guests, _machine, _runtime, _others)
+_CHECKS: tuple[Callable[[], _Finding], ...] = (
+    _python,
+    _unicorn,
+    _stub,
+    _guests,
+    _unicorn_boots,
+    _qemu_boots,
+    _runtime,
+    _others,
+)
 _MARKS = {"ok": "[green]ok[/]", "limited": "[yellow]limited[/]", "missing": "[bold red]MISSING[/]"}
 
 

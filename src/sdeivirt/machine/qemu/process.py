@@ -157,11 +157,15 @@ class QemuProcess:
         self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
 
     async def death(self) -> QemuDiedError:
-        """QEMU has ended, or is about to; why, as an error."""
+        """QEMU has ended, or is about to; how and why, as an error."""
         code = await self._reap(_QUIT_SECONDS)
         said = [line for line in self.errors.decode("utf-8", "replace").splitlines() if line.strip()]
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return QemuDiedError(f"QEMU ended {how}", said[-1].strip() if said else "nobody asked it to")
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if said:
+            how += f": {said[-1].strip().removeprefix(f'{_NAME}: ')}"
+        if self.version:
+            return QemuDiedError(f"QEMU {how}", "start the VM again")
+        return QemuDiedError(f"QEMU did not start: it {how}", "`sdeivirt run --dry-run` shows its command line")
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """A QMP command; its return value. Raises QMPError, or QemuDiedError."""
