@@ -17,7 +17,7 @@ help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
 	@echo "make test      set up and run everything: linters, types, all tests"
 	@echo "make linux-demo fetch a Debian kernel and inject an event into a CPU that has masked everything"
-	@echo "make test-linux all tests with Debian kernels (about ... minutes)"
+	@echo "make test-linux all tests with Debian kernels"
 	@echo "make check     linters and types only"
 	@echo "make bench     the measurements (about a minute)"
 	@echo "make lock      resolve requirements.lock anew"
@@ -28,8 +28,18 @@ run: $(STAMP)
 
 test: $(STAMP) check
 	@./tools/need-apt $(TEST_NEEDS)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign and not linux and not linux_full"
+	@./tools/need-apt $(LINUX_NEEDS)
+	$(BIN)/python -m pytest -n $(JOBS) -m linux
 	$(BIN)/python -m pytest -n $(JOBS) -m campaign
+
+test-linux: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "linux or linux_full" --durations=10
+
+linux-demo: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	@$(BIN)/python guests/linux/demo.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from guests.linux.fetch import LinuxAssets, fetch
+
 from sdeivirt.machine import MachineConfig, open_machine
 from sdeivirt.machine.base import Outcome
 from sdeivirt.machine.qemu import QemuOptions
