@@ -3,7 +3,7 @@
  * Loops to measure a hypervisor with, on the boot CPU alone.  The clock is the host's: BENCH_START and BENCH_STOP
  * (HVC function ids that nobody implements) mark where the loop begins and ends.
  *
- * bootargs: loop=version|status|enable|signal|bare|spin (default version)   count=N (default 1000)
+ * bootargs: loop=version|status|enable|signal|context|bare|spin (default version)   count=N (default 1000)
  */
 #include "bench.h"
 #include "sdei.h"
@@ -21,7 +21,8 @@ void guest_main(struct cpu *cpu)
 		u32 id;		/* of the call in the loop */
 	} loops[] = {
 		{ "version", SDEI_VERSION }, { "status", SDEI_EVENT_STATUS }, { "enable", SDEI_EVENT_ENABLE },
-		{ "signal", SDEI_EVENT_SIGNAL }, { "bare", BENCH_BARE }, { "spin", 0 },
+		{ "signal", SDEI_EVENT_SIGNAL }, { "context", SDEI_EVENT_CONTEXT },
+		{ "bare", BENCH_BARE }, { "spin", 0 },
 	};
 	const u32 n = sizeof(loops) / sizeof(loops[0]);
 	const char *name = "version";
@@ -40,14 +41,20 @@ void guest_main(struct cpu *cpu)
 		result_failed("no /firmware/sdei in the device tree");
 
 	if (loops[i].id != BENCH_BARE && loops[i].id != SDEI_VERSION) {
-		must("EVENT_REGISTER", sdei_call(SDEI_EVENT_REGISTER, 0,
-						 (u64)(machine.sdei_smc ? bench_handler_smc : bench_handler_hvc), 0,
-						 SDEI_RM_ANY, 0));
+		u64 handler = (u64)(machine.sdei_smc ? bench_handler_smc : bench_handler_hvc);
+
+		if (loops[i].id == SDEI_EVENT_CONTEXT)
+			handler = (u64)bench_context;
+		must("EVENT_REGISTER", sdei_call(SDEI_EVENT_REGISTER, 0, handler, count, SDEI_RM_ANY, 0));
 		must("EVENT_ENABLE", sdei1(SDEI_EVENT_ENABLE, 0));
 		must("PE_UNMASK", sdei0(SDEI_PE_UNMASK));
 	}
 	if (!loops[i].id)
 		bench_spin();
+	if (loops[i].id == SDEI_EVENT_CONTEXT) {
+		must("EVENT_SIGNAL", sdei2(SDEI_EVENT_SIGNAL, 0, cpu->mpidr));
+		result_ok();
+	}
 	loop = machine.sdei_smc && loops[i].id != BENCH_BARE ? bench_loop_smc : bench_loop_hvc;
 	events = loop(loops[i].id, cpu->mpidr, count);
 	if (loops[i].id == SDEI_EVENT_SIGNAL && events != count)

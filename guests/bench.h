@@ -15,6 +15,7 @@ u64 bench_loop_smc(u64 id, u64 affinity, u64 count);
 void bench_spin(void) __attribute__((noreturn));
 
 void bench_handler_hvc(void);
+void bench_context(void);
 void bench_handler_smc(void);
 #endif
 #endif

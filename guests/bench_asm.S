@@ -51,6 +51,30 @@
 	loop	bench_loop_hvc, bench_handler_hvc, HVC_0
 	loop	bench_loop_smc, bench_handler_smc, SMC_0
 
+	/*
+	 * A handler that reads the context it interrupted, as often as its argument says: a call whose answer needs no
+	 * decision.
+	 */
+	.globl	bench_context
+bench_context:
+	stp	x29, x30, [sp, #-32]!
+	stp	x19, x20, [sp, #16]
+	mov	x19, x1
+	mark	BENCH_START
+1:	ldr	w0, =SDEI_EVENT_CONTEXT
+	mov	x1, #0
+	HVC_0
+	sub	x19, x19, #1
+	cbnz	x19, 1b
+	mark	BENCH_STOP
+	ldp	x19, x20, [sp, #16]
+	ldp	x29, x30, [sp], #32
+	ldr	w0, =SDEI_EVENT_COMPLETE
+	mov	x1, #0
+	HVC_0
+	b	sdei_complete_returned
+	.ltorg
+
 	/* x27 counts turns, x28 events, for whoever looks at the registers. */
 	.globl	bench_spin
 bench_spin:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from guests.linux.fetch import LinuxAssets, fetch
 
+from sdeivirt.benchmarks.shell import Shell
 from sdeivirt.machine import MachineConfig, open_machine
 from sdeivirt.machine.base import Outcome
 from sdeivirt.machine.qemu import QemuOptions
@@ -28,7 +28,6 @@ KERNELS = ("bookworm", "newest")
 
 linux_marks = [pytest.mark.machine, pytest.mark.qemu, NEEDS_QEMU]
 
-_EXIT = re.compile(r"<<<EXIT (\d+)>>>\n")
 _COUNT = re.compile(r"event (0x[0-9a-f]+) cpu (\d+) total (\d+) user (\d+) kernel (\d+) masked (\d+)")
 
 
@@ -68,16 +67,9 @@ class Linux:
                 }
             ),
         )
-        self._changed = threading.Condition()
-        self.text = ""
-        self._seen = 0
-        self.machine.console = self._more
+        self.shell = Shell(self.machine.type_in, lambda: self.machine.state == "stopped")
+        self.machine.console = self.shell.feed
         self.machine.load(assets.image)
-
-    def _more(self, data: bytes) -> None:
-        with self._changed:
-            self.text += data.decode("utf-8", "replace")
-            self._changed.notify_all()
 
     def __enter__(self) -> Linux:
         self.machine.start()
@@ -86,46 +78,36 @@ class Linux:
     def __exit__(self, *_error: object) -> None:
         self.machine.close()
 
-    def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> None:
-        """Wait until the console has shown a text."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: text in self.text or self._over(), seconds), self.text[-3000:]
-            assert text in self.text, self.text[-3000:]
+    @property
+    def text(self) -> str:
+        """All that the guest has printed."""
+        return self.shell.text
 
-    def _over(self) -> bool:
-        return self.machine.state == "stopped"
-
-    def booted(self) -> Linux:
-        """Wait for the shell."""
-        self.wait_for("SERVE-READY\n")
-        self._seen = len(self.text)
+    def booted(self, count: int = 1) -> Linux:
+        """Wait for the shell; for that of the count-th boot."""
+        self.shell.wait_ready(BOOT_SECONDS, count)
         return self
 
     def sh(self, command: str, seconds: float = COMMAND_SECONDS) -> str:
         """Run a command in the guest; what it prints. Fails where its exit code is not 0."""
-        code, output = self.try_sh(command, seconds)
-        assert code == 0, (command, code, output)
-        return output
+        return self.shell.run(command, seconds)
 
     def try_sh(self, command: str, seconds: float = COMMAND_SECONDS) -> tuple[int, str]:
         """The same; the exit code as well."""
-        self.start_sh(command)
-        return self.end_sh(seconds)
+        self.shell.begin(command)
+        return self.shell.end(seconds)
 
     def start_sh(self, command: str) -> None:
         """Type a command; :meth:`end_sh` waits for its end."""
-        data = command.encode() + b"\n"
-        until = time.monotonic() + COMMAND_SECONDS
-        while data := data[self.machine.type_in(data) :]:
-            assert time.monotonic() < until, "the guest takes no input"
+        self.shell.begin(command)
 
     def end_sh(self, seconds: float = COMMAND_SECONDS) -> tuple[int, str]:
-        with self._changed:
-            found = self._changed.wait_for(lambda: _EXIT.search(self.text, self._seen) or self._over(), seconds)
-            assert isinstance(found, re.Match), self.text[-3000:]
-            output = self.text[self._seen : found.start()]
-            self._seen = found.end()
-        return int(found.group(1)), output
+        """The exit code of the command that was typed, and what it printed."""
+        return self.shell.end(seconds)
+
+    def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> None:
+        """Wait until the console has shown a text."""
+        self.shell.wait_for(text, seconds)
 
     def counts(self) -> dict[tuple[int, int], dict[str, int]]:
         """What the client has counted: (event, CPU) -> total, user, kernel, masked."""

@@ -4,6 +4,8 @@
 report.py     rows: what, how much, against what, the target
 core.py       the service alone, without an engine
 unicorn.py    the embedded machine, against bare engine exits
+qemu.py       the machine qemu, against traps that its monitor answers and QEMU alone
+marks.py, shell.py, plain_qemu.py    what they need for it
 """
 
 from .report import Row, render

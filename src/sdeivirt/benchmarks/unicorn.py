@@ -29,12 +29,10 @@ from ..sdei.model import Handler, Pe
 from ..sdei.observer import Observer
 from ..smccc.ids import Owner
 from ..smccc.router import Caller, Result, Service
+from .marks import BENCH_START, BENCH_STOP, marked
 from .report import Row, median, percentile
 
 __all__ = ["bare_exit", "guest_loop", "injection_latencies", "measure"]
-
-BENCH_START = 0xC600_B000
-BENCH_STOP = 0xC600_B001
 
 
 def bare_exit() -> Callable[[int], float]:
@@ -74,25 +72,11 @@ def bare_exit() -> Callable[[int], float]:
     return run
 
 
-def _on_markers(machine: Machine, marks: list[float]) -> None:
-    """Note the time at the guest's start and stop marks."""
-
-    def mark(_caller: Caller, _view: RegisterView) -> Result:
-        marks.append(time.perf_counter())
-        return 0
-
-    machine.firmware.router.register(
-        Service("bench", Owner.VENDOR_HYP, (range(0xB000, 0xB002),), {BENCH_START: mark, BENCH_STOP: mark})
-    )
-
-
 def guest_loop(loop: str, count: int, vcpus: int = 1, events: int = 1) -> float:
     """Seconds of one turn of a loop of the bench guest."""
     definitions = tuple(EventDefinition(0x4000_0001 + i, shared=bool(i % 2)) for i in range(events - 1))
     config = MachineConfig(vcpus=vcpus, events=definitions, bootargs=f"loop={loop} count={count}")
-    marks: list[float] = []
-    with open_machine("unicorn", config) as machine:
-        _on_markers(machine, marks)
+    with open_machine("unicorn", config) as machine, marked(machine) as marks:
         machine.load(guest_path("bench"))
         machine.start()
         outcome = machine.wait(120)

@@ -6,31 +6,46 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from ..errors import UsageError
 
-app = App(name="bench", help="Measure the service and the machine against bare engine exits.")
+app = App(name="bench", help="Measure the service and the machines against baselines of the same run.")
 
 
 @app.default
 def bench(
+    machine: Annotated[Literal["unicorn", "qemu"], Parameter(help="Which machine is measured.")] = "unicorn",
+    /,
     *,
     rounds: Annotated[int, Parameter(help="How often each pair is measured.")] = 7,
     quick: Annotated[bool, Parameter(help="Fewer turns: a look, not a figure.", negative="")] = False,
     check: Annotated[bool, Parameter(help="Exit with 1 if a target is missed.", negative="")] = False,
+    kernel: Annotated[Path | None, Parameter(help="For qemu: the Image that guests/linux/fetch.py makes.")] = None,
+    initrd: Annotated[Path | None, Parameter(help="For qemu: its initrd.cpio.gz.")] = None,
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
 ) -> int:
-    """Measure the service and the machine; every figure stands beside its baseline of the same run."""
-    from ..benchmarks import run_all
-    from ..benchmarks.report import render
+    """Measure the service and a machine; every figure stands beside its baseline of the same run."""
+    from ..benchmarks.report import Row, render
 
     if not 1 <= rounds <= 1000:
         raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 7 is a good number")
-    print("measuring, a few seconds a round ...", file=sys.stderr)
-    rows = run_all(rounds, quick)
+    if (kernel is None) != (initrd is None) or (kernel is not None and machine != "qemu"):
+        raise UsageError("a kernel and an initial RAM disk go together, for machine qemu", "give both, or none")
+    rows: list[Row]
+    if machine == "unicorn":
+        from ..benchmarks import run_all
+
+        print("measuring, a few seconds a round ...", file=sys.stderr)
+        rows = run_all(rounds, quick)
+    else:
+        from ..benchmarks.qemu import LinuxFiles, measure
+
+        files = LinuxFiles(kernel, initrd) if kernel is not None and initrd is not None else None
+        rows = measure(rounds, quick, files, lambda what: print(what, file=sys.stderr, flush=True))
     if json_:
         print(json.dumps([{**dataclasses.asdict(row), "met": row.met} for row in rows], indent=2))
     else:

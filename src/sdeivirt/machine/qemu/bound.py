@@ -2,7 +2,7 @@
 """Interrupts that are bound to SDEI events: who has them, and when they may fire.
 
 The service decides by the state of the event's handler; nothing here is
-remembered but what the interrupt controller was last told:
+remembered but what the interrupt controller is like and was last told:
 
     ours      while a handler is registered: group 0, which goes to EL2
     enabled   while the event could be taken at once: its handler is enabled and not
@@ -11,16 +11,22 @@ remembered but what the interrupt controller was last told:
 So a level that stays up fires once, waits for COMPLETE, and fires again; an
 edge in between is kept by the interrupt controller. RM_ANY follows the PEs that
 can take the event. DEN0054C 4.4, 5.1.14.
+
+The controller follows a moment later, so an interrupt can still fire after it
+was to be disabled, or where it no longer belongs, and what the monitor disables
+then, an "enable" that was on its way enables again.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 
 from ...sdei.model import Event, Handler, bits
 from ...sdei.service import Sdei
 from ...sdei.states import State
-from .gic import Gic
+from .gic import FIRST_SPI, Gic
 
 __all__ = ["BoundInterrupts"]
 
@@ -35,28 +41,49 @@ class BoundInterrupts:
         self._sdei = sdei
         self._gic = gic
         self._told: dict[tuple[int, int], int | None] = {}  # (INTID, vCPU of a private one) -> where it is enabled
+        self._levels: set[tuple[int, int]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def fired(self, intid: int, vcpu: int) -> None:
-        """The monitor has taken an interrupt, and disabled it."""
-        key = (intid, vcpu if intid < 32 else 0)
-        if key in self._told:
-            self._told[key] = None
+    def fired(self, intid: int, vcpu: int) -> bool:
+        """The monitor has taken an interrupt, and disabled it. False: it is not to be handled now.
+
+        That is a level which fired after it was to be disabled: either it is
+        being handled already, or it will fire again when somebody may take it.
+        """
+        key = (intid, vcpu if intid < FIRST_SPI else 0)
+        if key not in self._told:
+            return True
+        where, self._told[key] = self._told[key], None
+        if intid >= FIRST_SPI:
+            # Another PE's call may have enabled it elsewhere meanwhile. A private one's calls come from this PE.
+            self._gic.enable(intid, vcpu, on=False)
+        return where is not None or key not in self._levels
 
     def update(self) -> None:
         """Tell the interrupt controller what has changed."""
         wanted = dict(self._wanted()) if self._sdei.bindings.any else {}
         for key in self._told.keys() - wanted.keys():
             del self._told[key]
+            self._levels.discard(key)
             self._gic.own(*key, ours=False)
         for key, where in wanted.items():
             intid, vcpu = key
             if key not in self._told:
                 self._gic.own(intid, vcpu, ours=True)
                 self._told[key] = None
+                task = asyncio.ensure_future(self._learn(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             old = self._told[key]
             if where != old:
                 self._gic.enable(intid, vcpu if where is None else where, on=where is not None)
                 self._told[key] = where
+
+    async def _learn(self, key: tuple[int, int]) -> None:
+        """Find out what an interrupt is that has become ours; until then, and if it changes, edges are not lost."""
+        with contextlib.suppress(OSError):
+            level = await self._gic.is_level(*key)
+            (self._levels.add if level else self._levels.discard)(key)
 
     def _wanted(self) -> Iterator[tuple[tuple[int, int], int | None]]:
         for intid, event in self._sdei.bindings.all():

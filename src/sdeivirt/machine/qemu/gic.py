@@ -24,12 +24,14 @@ GICD_IGROUPR = 0x0080
 GICD_ISENABLER = 0x0100
 GICD_ICENABLER = 0x0180
 GICD_IPRIORITYR = 0x0400
+GICD_ICFGR = 0x0C00
 GICD_IROUTER = 0x6000
 GICR_STRIDE = 0x20000
 GICR_WAKER = 0x14
 GICR_SGI_BASE = 0x10000
 GICR_ISPENDR0 = 0x0200
-_FIRST_SPI = 32
+GICR_ICACTIVER0 = 0x0380
+FIRST_SPI = 32
 
 
 class Gic:
@@ -66,7 +68,8 @@ class Gic:
         waker = self._redistributor + vcpu * GICR_STRIDE + GICR_WAKER
         self._qtest.send(
             f"writel {self._distributor + GICD_CTLR:#x} {control | GICD_CTLR_GROUP0:#x}\n"
-            f"writel {waker:#x} 0x0\n".encode()
+            f"writel {waker:#x} 0x0\n"
+            f"writel {self._private(vcpu) + GICR_ICACTIVER0:#x} {1 << KICK_SGI:#x}\n".encode()
         )
         self.kick([vcpu])
 
@@ -74,7 +77,7 @@ class Gic:
 
     def own(self, intid: int, vcpu: int, ours: bool) -> None:
         """Move an interrupt to group 0, with a priority below that of kicks; or give it back, disabled."""
-        if intid < _FIRST_SPI:
+        if intid < FIRST_SPI:
             bit = 1 << intid
             self._group0[vcpu] = self._group0[vcpu] | bit if ours else self._group0[vcpu] & ~bit
             base, group, word = self._private(vcpu), self._group0[vcpu], 0
@@ -95,7 +98,7 @@ class Gic:
     def enable(self, intid: int, vcpu: int, on: bool) -> None:
         """Let a bound interrupt through, or not; a shared one goes to the vCPU."""
         lines = ""
-        if intid < _FIRST_SPI:
+        if intid < FIRST_SPI:
             base, word = self._private(vcpu), 0
         else:
             base, word = self._distributor, intid // 32
@@ -103,3 +106,9 @@ class Gic:
                 lines = f"writeq {base + GICD_IROUTER + 8 * intid:#x} {self._affinities[vcpu]:#x}\n"
         register = GICD_ISENABLER if on else GICD_ICENABLER
         self._qtest.send(f"{lines}writel {base + register + 4 * word:#x} {1 << intid % 32:#x}\n".encode())
+
+    async def is_level(self, intid: int, vcpu: int) -> bool:
+        """Whether an interrupt is a level and not edges, as the guest has configured it. Raises OSError."""
+        base = self._private(vcpu) if intid < FIRST_SPI else self._distributor
+        word = await self._qtest.read32(base + GICD_ICFGR + intid // 16 * 4)
+        return not word >> intid % 16 * 2 & 2

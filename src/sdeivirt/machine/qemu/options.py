@@ -19,8 +19,9 @@ class QemuOptions(EngineOptions):
     `cpu` its model. `initrd` is a file for /chosen. `arguments` are given to
     QEMU as they are. `qmp` and `gdb` are paths of Unix sockets for a QMP
     client and for gdb. `poll` looks for requests all the time instead of
-    waiting for a doorbell: quicker, at the price of a core. Without `stage2`
-    the guest can reach the monitor: for measurements only.
+    waiting for a doorbell: quicker, at the price of a core. Two switches are
+    for measurements only: without `stage2` the guest can reach the monitor,
+    without `contexts` the monitor asks us for every EVENT_CONTEXT.
     """
 
     qemu: Path | None = None
@@ -30,3 +31,4 @@ class QemuOptions(EngineOptions):
     gdb: bool = False
     poll: bool = False
     stage2: bool = True
+    contexts: bool = True

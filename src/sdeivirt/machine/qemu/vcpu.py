@@ -95,7 +95,7 @@ class QemuVcpu:
         """Lay out what EVENT_CONTEXT answers, for the monitor."""
         self._frame = frame
         words = self.words
-        if frame is None:
+        if frame is None or not self.machine.options.contexts:
             words[Mailbox.CONTEXT_VALID] = 0
         else:
             words[_CONTEXT] = memoryview(frame.saved).cast("Q")[:_CONTEXT_WORDS]
