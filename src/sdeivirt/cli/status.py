@@ -90,7 +90,10 @@ def _show(report: VmStatus, fold: bool) -> None:
         f"VM {report.name}: {report.state}, machine {report.machine}, scheduler {report.scheduler}, "
         f"{len(report.vcpus)} vCPU{'s' * (len(report.vcpus) > 1)}, {report.memory >> 20} MiB, policy {report.policy}"
     )
-    parts: list[RenderableType] = [Text(head), "", _pes(report.vcpus, fold), "", _events(report.events)]
+    parts: list[RenderableType] = [Text(head)]
+    if report.engine:
+        parts.append(Text(", ".join(f"{name.replace('-', ' ')} {value}" for name, value in report.engine.items())))
+    parts += ["", _pes(report.vcpus, fold), "", _events(report.events)]
     if any(event.handlers for event in report.events):
         parts += ["", _handlers(report.events, fold)]
     for fault in report.faults:

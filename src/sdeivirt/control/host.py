@@ -35,6 +35,8 @@ _FILES = 2048
 _CAUSES = {
     ExitReason.POWER_OFF: "guest-shutdown",
     ExitReason.ALL_OFF: "guest-shutdown",
+    ExitReason.RESET: "guest-reset",
+    ExitReason.PANIC: "guest-panic",
     ExitReason.FAULT: "guest-panic",
     ExitReason.TIME_LIMIT: "host-error",
 }

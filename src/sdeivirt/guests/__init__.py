@@ -5,6 +5,8 @@
     hypercalls   what each service bit switches
     listen       waits for injected events and prints each
     bench        what `sdeivirt bench` measures
+    interrupts   interrupts of the machine as events; machine qemu only
+    reach        what a guest can reach of its hypervisor; machine qemu only
 
 Their sources are in guests/ of the repository; the package's build compiles them.
 """
@@ -18,7 +20,7 @@ from ..errors import EnvironmentUnavailableError, UsageError
 
 __all__ = ["GUESTS", "guest_path", "program_path"]
 
-GUESTS = ("selftest", "hypercalls", "listen", "bench")
+GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach")
 
 
 def guest_path(name: str) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machine `qemu`: stock QEMU under a small EL2 monitor whose policy is this process.
 
-machine.py     the machine: its thread, its loop, what PSCI decides
+machine.py     the machine: its thread and its loop
 options.py     what it is made of
 process.py     the QEMU process, its command line, the sockets to it
 boot.py        what stands in the guest's memory, and what of it the guest can reach
@@ -10,6 +10,7 @@ layout.py      the memory shared with the monitor (guests/monitor/)
 stage2.py      stage-2 tables
 vcpu.py        requests and their answers
 view.py        a mailbox as a window on registers
+power.py       what PSCI decides
 kicks.py       stopping vCPUs from outside
 gic.py         the interrupt controller, through ...
 qtest.py       ... QEMU's qtest protocol

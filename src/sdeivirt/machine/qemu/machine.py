@@ -32,8 +32,9 @@ from .bound import BoundInterrupts
 from .console import Console
 from .gic import Gic
 from .kicks import Kicker
-from .layout import Action, Mailbox
+from .layout import Mailbox
 from .options import QemuOptions
+from .power import QemuPower
 from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, find_qemu
 from .qtest import Qtest
 from .vcpu import QemuVcpu
@@ -136,13 +137,13 @@ class QemuMachine(Machine):
         self._execute("cont")
 
     def stop(self) -> None:
-        self._end(ExitReason.STOPPED)
+        self.end(ExitReason.STOPPED)
 
     def wait(self, limit: float | None = None) -> Outcome:
         if self._thread is None:
             raise StateError("the machine has not been started", "call start() first")
         if not self._finished.wait(limit):
-            self._end(ExitReason.TIME_LIMIT)
+            self.end(ExitReason.TIME_LIMIT)
             self._finished.wait()
         if self._error is not None:
             raise self._error
@@ -151,7 +152,7 @@ class QemuMachine(Machine):
 
     def close(self) -> None:
         if self._thread is not None:
-            self._end(ExitReason.STOPPED)
+            self.end(ExitReason.STOPPED)
             self._thread.join()
 
     def type_in(self, data: bytes) -> int:
@@ -175,6 +176,7 @@ class QemuMachine(Machine):
         lines = [f"QEMU's own QMP: {directory / QMP_SOCKET}"]
         if self.options.gdb:
             lines.append(f"gdb: `gdb-multiarch vmlinux -ex 'target remote {directory / GDB_SOCKET}'`")
+            lines.append(f"drgn: `drgn --qemu {directory / QMP_SOCKET} -s vmlinux`")
         return lines
 
     def details(self) -> dict[str, int | str]:
@@ -190,55 +192,26 @@ class QemuMachine(Machine):
             "kicks-repaired": self.kicker.repairs,
         }
 
-    # -- what PSCI decides; called with the lock held, while a request is answered
-
-    def _power_control(self) -> QemuMachine:
-        return self
+    def _power_control(self) -> QemuPower:
+        return QemuPower(self)
 
     def _entry_ok(self, address: int) -> bool:
         return RAM_BASE <= address < self._block
 
-    def _act(self, action: Action, argument: int = 0) -> None:
-        """Have the monitor of the calling vCPU do something."""
-        assert self.calling is not None
-        self.calling.act(action, argument)
+    # -- ends
 
-    def cpu_on(self, index: int, entry: int, context_id: int) -> None:
-        words = self.vcpus[index].words
-        words[Mailbox.BOOT_PC] = entry
-        words[Mailbox.BOOT_X0] = context_id
-        self._act(Action.CPU_ON, self.firmware.pes[index].affinity)
+    def end(self, reason: ExitReason) -> None:
+        """End the run; the first reason counts. From any thread."""
+        self._ending = self._ending or reason
+        self._post(lambda: self._wake.set())
 
-    def cpu_off(self, index: int) -> None:
-        pe = self.firmware.pes[index]
-        self.firmware.sdei.pe_off(pe)
-        self.kicker.arrived(pe.bit)
-        self._act(Action.CPU_OFF)
-        if all(power is Power.OFF for power in self.firmware.psci.power):
-            self._end(ExitReason.ALL_OFF)
-
-    def cpu_standby(self, index: int) -> None:
-        if self.firmware.sdei.delivery.next(self.firmware.pes[index]) is None:
-            self._act(Action.STANDBY)
-
-    def cpu_powerdown(self, index: int, entry: int, context_id: int) -> bool:
-        self.cpu_standby(index)  # a power-down may become a standby, DEN0022 5.4
-        return False
-
-    def system_off(self) -> None:
-        self._act(Action.PARK)
-        self._end(ExitReason.POWER_OFF)
-
-    def system_reset(self) -> None:
-        self._act(Action.PARK)
-        self._reset()
-
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """The guest, or somebody through QMP, resets the machine. From any thread."""
         if self.config.restart and not self._panicked:
             self._resetting = True
             self._post(self._wake.set)
         else:
-            self._end(ExitReason.RESET)
+            self.end(ExitReason.RESET)
 
     @property
     def _panicked(self) -> bool:
@@ -247,7 +220,7 @@ class QemuMachine(Machine):
     # -- what vCPUs tell
 
     def vcpu_faulted(self) -> None:
-        self._end(ExitReason.FAULT)
+        self.end(ExitReason.FAULT)
 
     def warn_once(self, text: str) -> None:
         """Tell of something that the guest should not do; it may do it all the time."""
@@ -277,14 +250,10 @@ class QemuMachine(Machine):
             with contextlib.suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(call)
 
-    def _end(self, reason: ExitReason) -> None:
-        self._ending = self._ending or reason
-        self._post(lambda: self._wake.set())
-
     def crash(self, error: BaseException) -> None:
         """A defect of the host's: end the run and raise it in wait()."""
         self._error = self._error or error
-        self._end(ExitReason.FAULT)
+        self.end(ExitReason.FAULT)
 
     def _execute(self, command: str) -> None:
         """Run a QMP command from another thread, and wait for it."""
@@ -346,7 +315,7 @@ class QemuMachine(Machine):
             self.globals = boot.globals
             self.vcpus = [QemuVcpu(self, *pair) for pair in zip(self.firmware.pes, boot.mailboxes, strict=True)]
             self.firmware.psci.power[0] = Power.ON_PENDING
-            self._process, self._console = process, console
+            self._process, self._console, self._paused = process, console, False
             self._listen(process, qtest)
             console.start()
             tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
@@ -435,7 +404,7 @@ class QemuMachine(Machine):
         self.vcpus[index].stop_faulted(reason)
 
     def _panic_is_over(self) -> None:
-        self._end(ExitReason.PANIC)
+        self.end(ExitReason.PANIC)
 
     # -- QEMU
 
@@ -446,13 +415,13 @@ class QemuMachine(Machine):
             if name in ("STOP", "RESUME"):
                 self._paused = name == "STOP"
             elif name == "GUEST_PANICKED":
-                self._end(ExitReason.PANIC)
+                self.end(ExitReason.PANIC)
             elif name == "SHUTDOWN":
                 data: Any = message["data"]
                 if data.get("reason") in ("host-qmp-system-reset", "guest-reset"):
-                    self._reset()
+                    self.reset()
                 else:
-                    self._end(ExitReason.STOPPED)
+                    self.end(ExitReason.STOPPED)
 
     async def _outlive(self, process: QemuProcess) -> None:
         """QEMU's end is ours."""
