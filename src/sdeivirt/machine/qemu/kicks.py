@@ -13,20 +13,26 @@ from .gic import Gic
 
 __all__ = ["Kicker"]
 
-_PATIENCE = 0.1
-
 
 class Kicker:
     """Kicks vCPUs through the interrupt controller, one kick at a time for each.
 
     `post` runs a callable on the event loop from any thread. `wanted(vcpu)`
     says whether a kick still matters: the vCPU is on and the machine not paused.
+    `patience` is how many seconds a kick may take at least before it is repaired.
     """
 
-    def __init__(self, gic: Gic, post: Callable[[Callable[[], object]], None], wanted: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        gic: Gic,
+        post: Callable[[Callable[[], object]], object],
+        wanted: Callable[[int], bool],
+        patience: float = 0.1,
+    ) -> None:
         self._gic = gic
         self._post = post
         self._wanted = wanted
+        self._patience = patience
         self._lock = threading.Lock()
         self._waiting = 0  # kicked, and not come yet
         self._old = 0  # those of them that were at the last look
@@ -53,7 +59,7 @@ class Kicker:
             self._old &= ~bitmap
 
     def _watch(self) -> None:
-        asyncio.get_running_loop().call_later(_PATIENCE, self._look)
+        asyncio.get_running_loop().call_later(self._patience, self._look)
 
     def _look(self) -> None:
         """A kick without effect for that long: the guest has done something to the interrupt controller."""

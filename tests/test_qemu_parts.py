@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of machine qemu, each by itself: no QEMU is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from array import array
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdeivirt.errors import EnvironmentUnavailableError, UsageError
+from sdeivirt.machine.qemu import layout
+from sdeivirt.machine.qemu.boot import block_address
+from sdeivirt.machine.qemu.console import PanicWatch
+from sdeivirt.machine.qemu.devicetree import MachineTree
+from sdeivirt.machine.qemu.gic import Gic
+from sdeivirt.machine.qemu.kicks import Kicker
+from sdeivirt.machine.qemu.qtest import Qtest
+from sdeivirt.machine.qemu.stage2 import Kind, Stage2
+
+MONITOR = Path(__file__).parents[1] / "guests" / "monitor"
+
+# -- the layout
+
+
+def _header() -> dict[str, int]:
+    text = (MONITOR / "layout.h").read_text()
+    return {name: int(value, 0) for name, value in re.findall(r"^#define\s+(\w+)\s+(0x[0-9a-f]+|\d+)", text, re.M)}
+
+
+def test_the_header_of_the_monitor_says_the_same() -> None:
+    names: dict[str, int] = {}
+    for name, value in vars(layout).items():
+        if isinstance(value, int) and name.isupper():
+            names[name] = value
+    for prefix, holder in (("M_", layout.Mailbox), ("G_", layout.Global)):
+        names |= {prefix + name: value for name, value in vars(holder).items() if name.isupper()}
+    names |= {f"REASON_{reason.name}": int(reason) for reason in layout.Reason}
+    names |= {f"ACTION_{action.name}": int(action) for action in layout.Action}
+    assert names == _header()
+
+
+def test_the_monitor_stays_small() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in MONITOR.iterdir() if path.suffix in (".c", ".S"))
+    assert lines <= 500
+
+
+@pytest.mark.parametrize("mebibytes", [8, 9, 64, 65, 1023, 4096])
+def test_the_block_is_the_last_aligned_one(mebibytes: int) -> None:
+    block = block_address(mebibytes << 20)
+    end = 0x4000_0000 + (mebibytes << 20)
+    assert block % (2 << 20) == 0
+    assert 0 <= end - (block + (2 << 20)) < 2 << 20
+
+
+# -- stage 2
+
+PAGE, BLOCK, GIB = 1 << 12, 1 << 21, 1 << 30
+
+
+def walk(words: memoryview, base: int, address: int) -> int | None:
+    """Where an address is mapped and how, by the architecture's rules: (output page | attributes) or None."""
+    index = address >> 30
+    table = 0
+    for level, shift in ((1, 30), (2, 21), (3, 12)):
+        entry = words[table + (index if level == 1 else address >> shift & 511)]
+        if not entry & 1:
+            return None
+        attributes = entry & ~0xFF_FFFF_F003
+        if level == 3:
+            assert entry & 2, "a page entry has bit 1 set"
+            return (entry & 0xFF_FFFF_F000) | attributes
+        if not entry & 2:  # a block
+            return (entry & 0xFF_FFFF_F000) + (address & ((1 << shift) - 1) & ~0xFFF) | attributes
+        table = ((entry & 0xFF_FFFF_F000) - base) >> 3
+    raise AssertionError
+
+
+REGION = st.tuples(st.integers(0, 3000), st.integers(1, 1500), st.sampled_from(list(Kind)), st.booleans())
+
+
+@given(st.lists(REGION, min_size=1, max_size=6), st.integers(0, 1022))
+def test_stage2_maps_what_it_was_told(regions: list[tuple[int, int, Kind, bool]], gib: int) -> None:
+    base = 0x7000_0000
+    words = memoryview(array("Q", bytes(8 * 512 * 64)))
+    stage2 = Stage2(words, base)
+    origin = gib * GIB
+    expected: dict[int, int] = {}
+    for first, count, kind, unmap in regions:
+        # Around a boundary of 2 MiB blocks, so that blocks are made and broken up.
+        start, end = origin + first * PAGE, origin + (first + count) * PAGE
+        if unmap:
+            stage2.unmap(start, end)
+        else:
+            stage2.map(start, end, kind)
+        for page in range(start, end, PAGE):
+            if unmap:
+                expected.pop(page, None)
+            else:
+                expected[page] = page | kind
+    for page in range(origin, origin + 4600 * PAGE, PAGE):
+        assert walk(words, base, page) == expected.get(page), hex(page)
+
+
+def test_stage2_uses_the_largest_blocks_and_can_map_elsewhere() -> None:
+    words = memoryview(array("Q", bytes(8 * 512 * 16)))
+    stage2 = Stage2(words, 0x7000_0000)
+    stage2.map(0, 3 * GIB + BLOCK, Kind.RAM)
+    assert [words[i] & 3 for i in range(5)] == [1, 1, 1, 3, 0]
+    stage2.map(0x1000, 0x2000, Kind.READ_ONLY, target=0x5000)
+    assert walk(words, 0x7000_0000, 0x1000) == 0x5000 | Kind.READ_ONLY
+    assert walk(words, 0x7000_0000, 0x2000) == 0x2000 | Kind.RAM
+    with pytest.raises(UsageError, match="too many pieces"):
+        stage2.unmap(512 * GIB, 512 * GIB + 16 * BLOCK)
+
+
+# -- the console
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_panic_is_seen_however_the_text_comes_in_pieces(size: int) -> None:
+    text = b"[1.0] Kernel panic - not syncing: x\n" + b"[1.1] more\n" * 20
+    watch = PanicWatch()
+    for i in range(0, len(text), size):
+        watch.feed(text[i : i + size])
+    assert watch.panicked
+    assert not watch.over
+    end = b"---[ end Kernel panic - not syncing: x ]---\n"
+    for i in range(0, len(end), size):
+        watch.feed(end[i : i + size])
+    assert watch.over
+
+
+def test_other_output_is_no_panic() -> None:
+    watch = PanicWatch()
+    watch.feed(b"Kernel panic\n - not syncing\n")
+    assert not watch.panicked
+
+
+# -- qtest, the interrupt controller and kicks
+
+
+class FarEnd:
+    """QEMU's end of qtest: remembers the lines, answers when told to."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.settimeout(10)
+        self.qtest = Qtest(self._ours)
+
+    def lines(self) -> list[str]:
+        return self._theirs.recv(1 << 16).decode().splitlines()
+
+    def answer(self, text: bytes) -> None:
+        self._theirs.sendall(text)
+        assert self.qtest.readable()
+
+    def hang_up(self) -> None:
+        self._theirs.close()
+
+    def __enter__(self) -> FarEnd:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+def test_replies_find_the_command_they_belong_to() -> None:
+    async def main(far: FarEnd) -> None:
+        far.qtest.send(b"writel 0x1 0x2\nwritel 0x3 0x4\n")
+        first = asyncio.ensure_future(far.qtest.read32(0x10))
+        second = asyncio.ensure_future(far.qtest.read32(0x20))
+        await asyncio.sleep(0)
+        assert far.lines() == ["writel 0x1 0x2", "writel 0x3 0x4", "readl 0x10", "readl 0x20"]
+        far.answer(b"OK\nOK\nIRQ raise 3\nOK 0x000")
+        assert not first.done()
+        far.answer(b"0000000000012\nFAIL Unknown command\n")
+        assert await first == 0x12
+        with pytest.raises(OSError, match="FAIL"):
+            await second
+        far.hang_up()
+        assert not far.qtest.readable()
+
+    with FarEnd() as far:
+        asyncio.run(main(far))
+
+
+def test_one_kick_at_a_time_and_a_late_one_is_repaired() -> None:
+    async def main(far: FarEnd) -> None:
+        loop = asyncio.get_running_loop()
+        gic = Gic(far.qtest, 0x0800_0000, 0x080A_0000, [0, 1])
+        kicker = Kicker(gic, lambda call: loop.call_soon_threadsafe(call), lambda _vcpu: True, patience=0.02)
+        kicker.kick(0b10)
+        lines = far.lines()
+        assert "writel 0x80d0080 0xffff7fff" in lines
+        assert lines[-1] == "writel 0x80d0200 0x8000"
+        kicker.kick(0b10)  # it has not come yet: it will see what is new as well
+        kicker.kick(0b01)
+        assert all("0x80b0" in line for line in far.lines())
+        kicker.arrived(0b11)
+        kicker.kick(0b10)
+        assert far.lines() == lines
+        async with asyncio.timeout(10):
+            while not kicker.repairs:
+                await asyncio.sleep(0)
+            kicker.arrived(0b10)
+            await asyncio.sleep(0)
+            assert far.lines() == ["readl 0x8000000"]
+            far.answer(b"OK\n" * 12 + b"OK 0x12\n")
+            await asyncio.sleep(0)
+            repair = far.lines()
+            assert repair[0] == "writel 0x8000000 0x13"
+            assert repair[-len(lines) :] == lines
+            while kicker._watching:
+                await asyncio.sleep(0)
+        assert kicker.repairs == 1
+
+    with FarEnd() as far:
+        asyncio.run(main(far))
+
+
+def test_a_bound_interrupt_is_ours_and_then_the_guest_s_again() -> None:
+    with FarEnd() as far:
+        _bind_and_release(far)
+
+
+def _bind_and_release(far: FarEnd) -> None:
+    gic = Gic(far.qtest, 0x0800_0000, 0x080A_0000, [0, 1])
+    gic.own(27, 1, ours=True)
+    assert far.lines() == [
+        "writel 0x80d0180 0x8000000",
+        "writel 0x80d0080 0xf7ff7fff",
+        "writeb 0x80d041b 0x8",
+    ]
+    gic.kick([1])
+    assert "writel 0x80d0080 0xf7ff7fff" in far.lines(), "a kick leaves it where it is"
+    gic.own(27, 1, ours=False)
+    assert far.lines()[1] == "writel 0x80d0080 0xffff7fff"
+    gic.own(40, 0, ours=True)
+    assert far.lines()[1] == "writel 0x8000084 0xfffffeff"
+    gic.enable(40, 1, on=True)
+    assert far.lines() == ["writeq 0x8006140 0x1", "writel 0x8000104 0x100"]
+
+
+def test_memory_without_a_device_tree_is_an_error_with_a_hint() -> None:
+    with pytest.raises(EnvironmentUnavailableError, match="no device tree") as caught:
+        MachineTree(bytes(100))
+    assert caught.value.hint
