@@ -7,7 +7,10 @@ import array
 
 import pytest
 
-from sdeivirt.benchmarks import Row, core, render, unicorn
+from sdeivirt.benchmarks import Row, core, qemu, render, unicorn
+from sdeivirt.benchmarks.shell import Shell, ShellError
+
+from .machine_support import NEEDS_QEMU
 
 
 @pytest.mark.machine
@@ -23,6 +26,43 @@ def test_injection_latency_is_measured_for_every_injection() -> None:
     latencies = unicorn.injection_latencies(20)
     assert len(latencies) == 20
     assert all(latency > 0 for latency in latencies)
+
+
+@pytest.mark.machine
+@pytest.mark.qemu
+@NEEDS_QEMU
+def test_calls_on_machine_qemu_are_measured_however_they_are_served() -> None:
+    for loop, options in (
+        ("context", {}),
+        ("context", {"contexts": False}),
+        ("version", {"poll": True}),
+        ("signal", {}),
+    ):
+        assert qemu.call_seconds(loop, 50, **options) > 0, loop
+
+
+def test_a_shell_in_a_guest_tells_output_from_exit_codes() -> None:
+    typed = bytearray()
+
+    def take(data: bytes) -> int:
+        typed.extend(data[:3])
+        return len(data[:3])
+
+    shell = Shell(take)
+    shell.feed(b"noise\nSERVE-READY\n")
+    shell.wait_ready(1)
+    shell.begin("echo hello")
+    assert typed == b"echo hello\n"
+    assert shell.busy
+    shell.feed(b"hello\n<<<EX")
+    shell.feed(b"IT 0>>>\n")
+    assert shell.end(1) == (0, "hello\n")
+    shell.begin("false")
+    shell.feed(b"<<<EXIT 1>>>\n")
+    with pytest.raises(ShellError, match="ended with 1"):
+        shell.run("false", 1)
+    with pytest.raises(ShellError, match="no never"):
+        shell.wait_for("never", 0.01)
 
 
 def test_the_client_s_life_is_served_without_an_error() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest images: AArch64 ELF executables and arm64 Images, read with suspicion.
+"""Guest images: AArch64 ELF executables and arm64 Images, packed by gzip or not, read with suspicion.
 
 The arm64 Image header (Linux Documentation/arch/arm64/booting.rst): text_offset
 at 8, image_size at 16, flags at 24, magic "ARM\\x64" at 56, all little endian.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ..errors import ImageError
 __all__ = ["GuestImage", "read_image"]
 
 _IMAGE_MAGIC = b"ARM\x64"
+_GZIP = b"\x1f\x8b"
+_ZBOOT = b"zimg"  # at offset 4: Linux drivers/firmware/efi/libstub/zboot-header.S
 _IMAGE_HEADER = struct.Struct("<8xQQQ24x4s4x")
 _AGAIN = "build or copy it again"
 _LOAD_ALIGN = 2 << 20
@@ -61,6 +64,8 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
         raise ImageError(
             f"cannot read {path}: {error.strerror}", "give the path of an ELF file or arm64 Image"
         ) from error
+    if data.startswith(_GZIP):
+        data = _gunzip(path, data, ram_size)
     if data.startswith(b"\x7fELF"):
         image = _elf(path, data)
     elif len(data) >= _IMAGE_HEADER.size and data[56:60] == _IMAGE_MAGIC:
@@ -68,8 +73,8 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
     else:
         raise ImageError(
             f"{path} is no AArch64 ELF file and no arm64 Image",
-            "a compressed Image.gz or vmlinuz must be unpacked first"
-            if data.startswith(b"\x1f\x8b")
+            "an EFI zboot image (vmlinuz.efi) must be unpacked first"
+            if data[4:8] == _ZBOOT
             else "build one with -target aarch64, or give the kernel's arch/arm64/boot/Image",
         )
     ram_end = ram_base + ram_size
@@ -86,6 +91,20 @@ def read_image(path: Path, ram_base: int, ram_size: int) -> GuestImage:
     if not ram_base <= image.entry < ram_end or image.entry & 3:
         raise ImageError(f"{path} starts at {image.entry:#x}, which is no address in RAM", "check its entry symbol")
     return image
+
+
+def _gunzip(path: Path, data: bytes, limit: int) -> bytes:
+    """An Image.gz unpacked; no more of it than could be loaded."""
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        unpacked = unpacker.decompress(data, limit)
+    except zlib.error as error:
+        raise ImageError(f"{path} is a damaged gzip file: {error}", _AGAIN) from error
+    if not unpacker.eof:
+        raise ImageError(
+            f"{path} is cut short, or unpacks to more than {limit >> 20} MiB", f"{_AGAIN}, or give it more --memory"
+        )
+    return unpacked
 
 
 def _elf(path: Path, data: bytes) -> GuestImage:

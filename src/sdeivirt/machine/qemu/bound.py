@@ -47,8 +47,8 @@ class BoundInterrupts:
     def fired(self, intid: int, vcpu: int) -> bool:
         """The monitor has taken an interrupt, and disabled it. False: it is not to be handled now.
 
-        That is a level which fired after it was to be disabled: either it is
-        being handled already, or it will fire again when somebody may take it.
+        That is a level which fired where it was no longer to be enabled: if it
+        is still up then it fires again where and when it may be taken.
         """
         key = (intid, vcpu if intid < FIRST_SPI else 0)
         if key not in self._told:
@@ -57,7 +57,7 @@ class BoundInterrupts:
         if intid >= FIRST_SPI:
             # Another PE's call may have enabled it elsewhere meanwhile. A private one's calls come from this PE.
             self._gic.enable(intid, vcpu, on=False)
-        return where is not None or key not in self._levels
+        return where == vcpu or key not in self._levels
 
     def update(self) -> None:
         """Tell the interrupt controller what has changed."""
