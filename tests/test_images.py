@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import random
 import struct
 from pathlib import Path
@@ -40,12 +41,21 @@ def test_an_arm64_image_is_read(tmp_path: Path) -> None:
     assert (image.kind, image.entry, image.end) == ("Image", RAM + 0x8000, RAM + 0xA000)
 
 
+def test_an_image_gz_is_unpacked(tmp_path: Path) -> None:
+    data = image_header(0x8000) + bytes(64)
+    assert read_image(write(tmp_path, gzip.compress(data)), RAM, SIZE).segments == [(RAM + 0x8000, data)]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "no AArch64 ELF file and no arm64 Image"),
         (b"hello, world\n" * 10, "no AArch64 ELF file and no arm64 Image"),
-        (b"\x1f\x8b" + bytes(100), "unpacked first"),
+        (b"\x1f\x8b" + bytes(100), "damaged gzip file"),
+        (gzip.compress(image_header() + bytes(64))[:-9], "cut short"),
+        (gzip.compress(bytes(SIZE + 1)), "more than 64 MiB"),
+        (gzip.compress(b"hello"), "no AArch64 ELF file"),
+        (b"MZ\0\0zimg" + bytes(100), "zboot image"),
         (b"\x7fELF", "damaged"),
         (b"\x7fELF" + bytes(100), "damaged"),
         (image_header(flags=1), "big-endian"),

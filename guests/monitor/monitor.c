@@ -46,6 +46,8 @@ typedef unsigned char u8;
 #define GICD_TYPER		0x0004
 #define GICD_IGROUPR		0x0080
 #define GICD_ICENABLER		0x0180
+#define GICD_IPRIORITYR		0x0400
+#define PRIORITIES		0xa0a0a0a0u	/* of four interrupts: those of ours are above */
 #define GICD_CTLR_ARE_BOTH_GROUPS	0x13
 #define GICR_STRIDE		0x20000
 #define GICR_SGI_BASE		0x10000
@@ -252,6 +254,8 @@ static void start_machine(volatile u64 *g)
 
 	for (u32 i = 32; i < lines; i += 32)
 		MMIO32(gicd + GICD_IGROUPR + i / 8) = ~0u;
+	for (u32 i = 32; i < lines; i += 4)
+		MMIO32(gicd + GICD_IPRIORITYR + i) = PRIORITIES;
 	MMIO32(gicd + GICD_CTLR) = GICD_CTLR_ARE_BOTH_GROUPS;
 	if (config) {
 		MMIO32(config + 0x10) = (u32)g[G_BELL_BAR];
@@ -323,6 +327,8 @@ void monitor_start(volatile u64 *mailbox, u64 boot_cpu)
 	if (boot_cpu)
 		start_machine(g);
 	MMIO32(gicr + GICR_IGROUPR0) = ~(1u << KICK_SGI);
+	for (u32 i = 0; i < 32; i += 4)
+		MMIO32(gicr + GICR_IPRIORITYR + i) = PRIORITIES;
 	MMIO8(gicr + GICR_IPRIORITYR + KICK_SGI) = 0;
 	MMIO32(gicr + GICR_ISENABLER0) = 1u << KICK_SGI;
 	write_sysreg(ICC_SRE_EL2, 0xf);

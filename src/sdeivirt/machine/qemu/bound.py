@@ -19,8 +19,6 @@ then, an "enable" that was on its way enables again.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Iterator
 
 from ...sdei.model import Event, Handler, bits
@@ -42,7 +40,6 @@ class BoundInterrupts:
         self._gic = gic
         self._told: dict[tuple[int, int], int | None] = {}  # (INTID, vCPU of a private one) -> where it is enabled
         self._levels: set[tuple[int, int]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def fired(self, intid: int, vcpu: int) -> bool:
         """The monitor has taken an interrupt, and disabled it. False: it is not to be handled now.
@@ -65,25 +62,17 @@ class BoundInterrupts:
         for key in self._told.keys() - wanted.keys():
             del self._told[key]
             self._levels.discard(key)
-            self._gic.own(*key, ours=False)
+            self._gic.give_back(*key)
         for key, where in wanted.items():
             intid, vcpu = key
             if key not in self._told:
-                self._gic.own(intid, vcpu, ours=True)
+                if self._gic.take(intid, vcpu):
+                    self._levels.add(key)
                 self._told[key] = None
-                task = asyncio.ensure_future(self._learn(key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
             old = self._told[key]
             if where != old:
                 self._gic.enable(intid, vcpu if where is None else where, on=where is not None)
                 self._told[key] = where
-
-    async def _learn(self, key: tuple[int, int]) -> None:
-        """Find out what an interrupt is that has become ours; until then, and if it changes, edges are not lost."""
-        with contextlib.suppress(OSError):
-            level = await self._gic.is_level(*key)
-            (self._levels.add if level else self._levels.discard)(key)
 
     def _wanted(self) -> Iterator[tuple[tuple[int, int], int | None]]:
         for intid, event in self._sdei.bindings.all():

@@ -44,6 +44,7 @@ class Gic:
         self._affinities = affinities
         self._group0 = [1 << KICK_SGI] * len(affinities)  # of the 32 private interrupts of each vCPU
         self._group0_spi: dict[int, int] = {}  # of each word of shared ones
+        self._priorities: dict[tuple[int, int], int] = {}  # what the guest had given to those that are ours
         self._kicks = [self._kick_lines(i) for i in range(len(affinities))]
 
     def _private(self, vcpu: int) -> int:
@@ -75,25 +76,42 @@ class Gic:
 
     # -- bound interrupts: an INTID, and for a private one the vCPU
 
-    def own(self, intid: int, vcpu: int, ours: bool) -> None:
-        """Move an interrupt to group 0, with a priority below that of kicks; or give it back, disabled."""
+    def take(self, intid: int, vcpu: int) -> bool:
+        """Move an interrupt to group 0, disabled, with a priority below that of kicks; whether it is a level."""
+        base = self._bank(intid, vcpu)
+        read = self._qtest.ask(
+            f"readb {base + GICD_IPRIORITYR + intid:#x}\n"
+            f"readl {base + GICD_ICFGR + intid // 16 * 4:#x}\n"
+            f"{self._group_lines(intid, vcpu, ours=True)}"
+            f"writeb {base + GICD_IPRIORITYR + intid:#x} {BOUND_PRIORITY:#x}\n".encode()
+        )
+        priority, trigger = read if len(read) == 2 else (0, 0)  # QEMU has ended
+        self._priorities[intid, vcpu] = priority
+        return not trigger >> intid % 16 * 2 & 2
+
+    def give_back(self, intid: int, vcpu: int) -> None:
+        """The interrupt is the guest's again when this returns, disabled and with the priority that it had."""
+        priority = self._priorities.pop((intid, vcpu), 0)
+        address = self._bank(intid, vcpu) + GICD_IPRIORITYR + intid
+        lines = f"{self._group_lines(intid, vcpu, ours=False)}writeb {address:#x} {priority:#x}\n"
+        self._qtest.ask(lines.encode())
+
+    def _bank(self, intid: int, vcpu: int) -> int:
+        return self._private(vcpu) if intid < FIRST_SPI else self._distributor
+
+    def _group_lines(self, intid: int, vcpu: int, ours: bool) -> str:
+        """Disable an interrupt and move it to group 0, or back to group 1."""
+        word, bit = intid // 32, 1 << intid % 32
         if intid < FIRST_SPI:
-            bit = 1 << intid
-            self._group0[vcpu] = self._group0[vcpu] | bit if ours else self._group0[vcpu] & ~bit
-            base, group, word = self._private(vcpu), self._group0[vcpu], 0
+            self._group0[vcpu] = group = self._group0[vcpu] | bit if ours else self._group0[vcpu] & ~bit
             self._kicks[vcpu] = self._kick_lines(vcpu)
         else:
-            word, bit = intid // 32, 1 << intid % 32
             group = self._group0_spi.get(word, 0)
             group = self._group0_spi[word] = group | bit if ours else group & ~bit
-            base = self._distributor
-        lines = (
-            f"writel {base + GICD_ICENABLER + 4 * word:#x} {bit:#x}\n"
-            f"writel {base + GICD_IGROUPR + 4 * word:#x} {~group & 0xFFFF_FFFF:#x}\n"
+        base = self._bank(intid, vcpu) + 4 * word
+        return (
+            f"writel {base + GICD_ICENABLER:#x} {bit:#x}\nwritel {base + GICD_IGROUPR:#x} {~group & 0xFFFF_FFFF:#x}\n"
         )
-        if ours:
-            lines += f"writeb {base + GICD_IPRIORITYR + intid:#x} {BOUND_PRIORITY:#x}\n"
-        self._qtest.send(lines.encode())
 
     def enable(self, intid: int, vcpu: int, on: bool) -> None:
         """Let a bound interrupt through, or not; a shared one goes to the vCPU."""
@@ -106,9 +124,3 @@ class Gic:
                 lines = f"writeq {base + GICD_IROUTER + 8 * intid:#x} {self._affinities[vcpu]:#x}\n"
         register = GICD_ISENABLER if on else GICD_ICENABLER
         self._qtest.send(f"{lines}writel {base + register + 4 * word:#x} {1 << intid % 32:#x}\n".encode())
-
-    async def is_level(self, intid: int, vcpu: int) -> bool:
-        """Whether an interrupt is a level and not edges, as the guest has configured it. Raises OSError."""
-        base = self._private(vcpu) if intid < FIRST_SPI else self._distributor
-        word = await self._qtest.read32(base + GICD_ICFGR + intid // 16 * 4)
-        return not word >> intid % 16 * 2 & 2

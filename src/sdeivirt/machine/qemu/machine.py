@@ -330,8 +330,11 @@ class QemuMachine(Machine):
             for task in tasks:
                 task.cancel()
             self._ignore(process)
-            await process.close()
-            await asyncio.to_thread(console.finish)
+            try:
+                await process.end()
+                await asyncio.to_thread(console.finish)
+            finally:
+                process.abandon()
 
     def _conclude(self) -> None:
         reason = self._ending or ExitReason.FAULT

@@ -68,6 +68,7 @@ def command_line(
         *("-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{ram}"),
         *("-device", f"loader,addr={entry:#x},cpu-num=0"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
+        *("-global", "fw_cfg_mem.dma_enabled=off"),  # it writes wherever the guest says, monitor included
     ]
     for name, fd in zip(_CHANNELS, channels, strict=True):
         words += ["-chardev", f"socket,id=sdeivirt-{name},fd={fd}"]
@@ -87,7 +88,7 @@ def command_line(
 
 
 class QemuProcess:
-    """One QEMU, from :meth:`launch` to :meth:`close`; on an event loop.
+    """One QEMU, from :meth:`launch` to :meth:`end` and :meth:`abandon`; on an event loop.
 
     `ram` maps the guest's RAM; `serial`, `bell` and `qtest` are our ends of
     the socket pairs; `qmp` is connected.
@@ -198,8 +199,8 @@ class QemuProcess:
                     await self._listening
         return code
 
-    async def close(self) -> None:
-        """End QEMU, politely so that disks are written back, and let go of everything."""
+    async def end(self) -> None:
+        """End QEMU, politely so that disks are written back. What it has sent can still be read."""
         if self.process is not None:
             with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
                 async with asyncio.timeout(_QUIT_SECONDS):
@@ -207,7 +208,6 @@ class QemuProcess:
             await self._reap(_QUIT_SECONDS)
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self.qmp.disconnect()
-        self.abandon()
 
     def abandon(self) -> None:
         """Let go of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""

@@ -24,7 +24,7 @@ class Qtest:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._waiting: deque[asyncio.Future[int] | None] = deque()
+        self._waiting: deque[asyncio.Future[int] | list[bytes] | None] = deque()
         self._partial = b""
 
     def send(self, lines: bytes) -> None:
@@ -32,6 +32,20 @@ class Qtest:
         with self._lock:
             self._waiting.extend([None] * lines.count(b"\n"))
             self._send(lines)
+
+    def ask(self, lines: bytes) -> list[int]:
+        """Have QEMU do all that was sent before and whole command lines, and wait for it; what the lines have read.
+
+        On the event loop's thread, which stands still meanwhile: for what must not be seen half done.
+        """
+        replies: list[bytes] = []
+        count = lines.count(b"\n")
+        with self._lock:
+            self._waiting.extend([replies] * count)
+            self._send(lines)
+        while len(replies) < count and self._receive(0):
+            pass
+        return [int(words[1], 16) for line in replies if len(words := line.split()) > 1 and words[0] == b"OK"]
 
     async def read32(self, address: int) -> int:
         """Read a register. Raises OSError where QEMU refuses."""
@@ -49,8 +63,11 @@ class Qtest:
 
     def readable(self) -> bool:
         """Take the replies that have come; False where the other end has gone."""
+        return self._receive(socket.MSG_DONTWAIT)
+
+    def _receive(self, flags: int) -> bool:
         try:
-            data = self._connection.recv(1 << 16, socket.MSG_DONTWAIT)
+            data = self._connection.recv(1 << 16, flags)
         except BlockingIOError:
             return True
         except OSError:
@@ -65,9 +82,11 @@ class Qtest:
             return
         waiter = self._waiting.popleft()
         good = line.startswith(b"OK")
-        if waiter is None:
+        if waiter is None or isinstance(waiter, list):
             if not good:
                 _log.warning("QEMU refused a device access: %s", line.decode("ascii", "replace"))
+            if waiter is not None:
+                waiter.append(line)
         elif not waiter.done():
             if good:
                 waiter.set_result(int(line.split()[1], 16))

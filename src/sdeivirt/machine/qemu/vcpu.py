@@ -73,8 +73,8 @@ class QemuVcpu:
                 firmware.deliver(pe, self.view)
             elif reason == _INTERRUPT:
                 intid = words[Mailbox.INTID]
-                machine.bound.fired(intid, pe.index)
-                firmware.sdei.interrupt(intid, pe.index)
+                if machine.bound.fired(intid, pe.index):
+                    firmware.sdei.interrupt(intid, pe.index)
                 firmware.deliver(pe, self.view)
             else:
                 self._rare(reason)
