@@ -137,16 +137,24 @@ static bool timer_is_up(void)
 	return read_sysreg("cntv_ctl_el0") & CNTV_ISTATUS;
 }
 
-/* The alarm is for a second that must not pass before it is set. */
+static volatile u64 rtc_downs;
+
+/*
+ * The alarm is for a second that must not pass before it is set, hence the loop.  The event may come before we look, and
+ * its handler take the alarm back.
+ */
 static void rtc_up(void)
 {
+	u64 before = rtc_downs;
+
 	wr(rtc + RTCIMSC, 1);
-	WAIT((wr(rtc + RTCMR, rd(rtc + RTCDR)), rd(rtc + RTCRIS)), "the PL031 raises no alarm");
+	WAIT((wr(rtc + RTCMR, rd(rtc + RTCDR)), rd(rtc + RTCRIS)) || rtc_downs != before, "the PL031 raises no alarm");
 }
 
 static void rtc_down(void)
 {
 	wr(rtc + RTCICR, 1);
+	rtc_downs++;
 }
 
 static bool rtc_is_up(void)

@@ -6,13 +6,14 @@ State, cache, lists and sources lie in a directory of the caller's; what is down
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ __all__ = [
     "parse_stanzas",
     "progress",
     "read_member",
+    "read_members",
     "unpack",
 ]
 
@@ -281,21 +283,27 @@ def _output(command: Sequence[str]) -> str:
 # -------------------------------------------------------------------------------------------------- what is in packages
 
 
-def read_member(package: Path, pattern: str) -> bytes | None:
-    """The first file of the package whose path ("boot/vmlinuz-6.1") the pattern matches whole, if there is one."""
+def read_members(package: Path, pattern: str) -> Generator[tuple[re.Match[str], bytes], None, None]:
+    """The files of the package whose paths ("boot/vmlinuz-6.1") the pattern matches whole."""
     command = ["dpkg-deb", "--fsys-tarfile", str(package)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                 for member in tar:
-                    if member.isfile() and re.fullmatch(pattern, member.name.removeprefix("./")):
-                        data = tar.extractfile(member)
-                        return data.read() if data else None
+                    match = re.fullmatch(pattern, member.name.removeprefix("./"))
+                    data = tar.extractfile(member) if match and member.isfile() else None
+                    if match and data:
+                        yield match, data.read()
         except tarfile.TarError as error:
             raise FetchError(f"{package.name} cannot be read ({error}); hint: delete it and try again") from None
         finally:
             process.kill()
-    return None
+
+
+def read_member(package: Path, pattern: str) -> bytes | None:
+    """The first of them, if there is one."""
+    with contextlib.closing(read_members(package, pattern)) as found:
+        return next((data for _, data in found), None)
 
 
 def unpack(package: Path, into: Path) -> None:

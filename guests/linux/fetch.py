@@ -5,7 +5,7 @@
 
     Image             the kernel, unpacked
     sdei_client.ko    the module
-    initrd.cpio.gz    busybox, the module, regcheck, forkbench, cpubench, /init
+    initrd.cpio.gz    busybox, the module, the kernel's own for virtio, the programs in user/, /init
     release           what `uname -r` says in the guest
 
 The packages are kept in build/linux/cache, so that only --update and the first time need a network.
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # as a script
     sys.path.insert(0, str(ROOT))
 
-from guests.linux import cpio, toolchain  # noqa: E402
+from guests.linux import cpio, modules, toolchain  # noqa: E402
 from guests.linux.debian import Apt, FetchError, Stanza, progress, read_member  # noqa: E402
 
 __all__ = ["KERNELS", "FetchError", "LinuxAssets", "fetch", "plain_image"]
@@ -70,9 +70,10 @@ class Packages:
     headers: list[str]
     busybox: str
     libc: str | None = None
+    modules: list[str] | None = None
 
     def files(self) -> list[str]:
-        return [*self.image, *self.headers, self.busybox, *([self.libc] if self.libc else [])]
+        return [*self.image, *(self.modules or []), *self.headers, self.busybox, *([self.libc] if self.libc else [])]
 
 
 def fetch(which: str, out: Path | None = None, *, cache: Path | None = None, update: bool = False) -> LinuxAssets:
@@ -143,7 +144,7 @@ def _build(which: str, out: Path, cache: Path, update: bool) -> LinuxAssets:
     apt = Apt(cache / "apt", SUITES)
     stamp = _stamp(out)
     known = stamp[1] if stamp else None
-    if update or known is None or not all((debs / name).exists() for name in known.files()):
+    if update or known is None or known.modules is None or not all((debs / name).exists() for name in known.files()):
         apt.update()
         known = _download(apt, which, debs)
     # Kbuild cannot take a path with a space in it: not below `out`, which may have one.
@@ -173,9 +174,12 @@ def _find_kernel(apt: Apt, prefix: str) -> tuple[str, Stanza]:
 def _download(apt: Apt, which: str, debs: Path) -> Packages:
     release, image = _find_kernel(apt, KERNELS[which])
     progress(f"{which}: Linux {release}, version {image['Version']}")
-    # Newer packagings have the kernel itself in a package that the image package depends on.
-    binaries = [(name, version) for name, version in image.depends() if name == f"linux-binary-{release}"]
-    images = [apt.find(name, version) for name, version in binaries] or [image]
+    # Newer packagings have the kernel itself, and its modules, in packages that the image package depends on.
+    depends = dict(image.depends())
+    kernel, own = (
+        apt.find(name, depends[name]) if name in depends else image
+        for name in (f"linux-binary-{release}", f"linux-modules-{release}")
+    )
 
     headers = apt.find(f"linux-headers-{release}", image["Version"])
     needed = [headers]
@@ -187,7 +191,8 @@ def _download(apt: Apt, which: str, debs: Path) -> Packages:
     busybox = apt.find("busybox-static")
     return Packages(
         release=release,
-        image=[apt.download(stanza, debs).name for stanza in images],
+        image=[apt.download(kernel, debs).name],
+        modules=[apt.download(own, debs).name],
         headers=[apt.download(stanza, debs).name for stanza in needed],
         busybox=apt.download(busybox, debs).name,
     )
@@ -219,7 +224,9 @@ def _make(apt: Apt, packages: Packages, debs: Path, scratch: Path) -> tuple[Pack
     busybox = read_member(debs / packages.busybox, r"(usr/)?bin/busybox")
     if busybox is None:
         raise FetchError(f"{packages.busybox} has no busybox in it")
-    initrd = gzip.compress(cpio.archive(_file_system(busybox, module, programs)), 6, mtime=0)
+    theirs = modules.find_modules([debs / name for name in packages.modules or []], packages.release)
+    files = [*_file_system(busybox, module, programs), *modules.entries(theirs, packages.release)]
+    initrd = gzip.compress(cpio.archive(files), 6, mtime=0)
     return packages, {
         "Image": image,
         "sdei_client.ko": module,

@@ -19,6 +19,7 @@ quiet=0
 secs=
 cycles=10
 loglevel=1
+modules=
 # What comes after a run that ends by itself.
 then=poweroff
 for word in $(cat /proc/cmdline); do
@@ -30,6 +31,7 @@ for word in $(cat /proc/cmdline); do
         cycles=*) cycles=$value ;;
         client.events=*) events=$value client=yes ;;
         client.quiet=*) quiet=$value ;;
+        modules=*) modules=$(echo "$value" | tr , ' ') ;;
         serve.loglevel=*) loglevel=$value ;;
     esac
 done
@@ -134,6 +136,9 @@ finish() {
     poweroff -f
 }
 
+for name in $modules; do
+    modprobe "$name" || echo "MODULE-FAILED $name"
+done
 [ -z "$client" ] || load_client
 case $run in
     serve | shell | poweroff | reboot | panic) then=$run ;;

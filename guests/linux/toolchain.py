@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 CROSS = "aarch64-linux-gnu-"
-PROGRAMS = ("regcheck", "forkbench", "cpubench")
+PROGRAMS = ("regcheck", "forkbench", "cpubench", "kexec")
 
 _PROGRAM_FLAGS = [
     *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-builtin", "-fno-stack-protector"),

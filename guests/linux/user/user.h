@@ -11,7 +11,7 @@ enum { SYS_write = 64, SYS_exit_group = 94, SYS_clock_gettime = 113, SYS_getpid 
 enum { SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260 };
 enum { SIGCHLD = 17 };
 
-static inline long syscall5(long number, u64 a, u64 b, u64 c, u64 d, u64 e)
+static inline long syscall6(long number, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 {
 	register long x8 __asm__("x8") = number;
 	register u64 x0 __asm__("x0") = a;
@@ -19,9 +19,18 @@ static inline long syscall5(long number, u64 a, u64 b, u64 c, u64 d, u64 e)
 	register u64 x2 __asm__("x2") = c;
 	register u64 x3 __asm__("x3") = d;
 	register u64 x4 __asm__("x4") = e;
+	register u64 x5 __asm__("x5") = f;
 
-	__asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory", "cc");
+	__asm__ volatile("svc #0"
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+			 : "memory", "cc");
 	return x0;
+}
+
+static inline long syscall5(long number, u64 a, u64 b, u64 c, u64 d, u64 e)
+{
+	return syscall6(number, a, b, c, d, e, 0);
 }
 
 static inline __attribute__((noreturn)) void quit(int code)
