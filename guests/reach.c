@@ -150,16 +150,13 @@ static void check_block(void)
 	}
 	no_access(block);
 	no_access(block + block_size - PAGE);
+	no_access(block + block_size);
+	/* From the end of our RAM on nothing is ours, but up to there everything. */
 	no_access(ram_end);
-	/* What is next to it is ours. */
-	wr(block - 4, 0x600d);
-	if (rd(block - 4) != 0x600d)
-		result_failed("0x%lx is no memory", block - 4);
-	if (block + block_size < ram_end) {
-		wr(ram_end - 4, 0x600d);
-		if (rd(ram_end - 4) != 0x600d)
-			result_failed("0x%lx is no memory", ram_end - 4);
-	}
+	no_access(block - PAGE < ram_end ? ram_end : block - PAGE);
+	wr(ram_end - 4, 0x600d);
+	if (rd(ram_end - 4) != 0x600d)
+		result_failed("0x%lx is no memory", ram_end - 4);
 }
 
 /* Translation tables that stand there are no way in, either. */
@@ -502,7 +499,7 @@ void guest_main(struct cpu *cpu)
 				result_failed("CPU#%lu does not get ready", i);
 	ready(cpu);
 	write_sysreg("vbar_el1", reach_vectors);
-	print("reserved: 0x%lx to 0x%lx of RAM that ends at 0x%lx\n", block, block + block_size, ram_end);
+	print("reserved: 0x%lx to 0x%lx behind RAM that ends at 0x%lx\n", block, block + block_size, ram_end);
 	for (u32 i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
 		print("--- %s\n", checks[i].name);
 		checks[i].run();

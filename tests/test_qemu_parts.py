@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sdeivirt.errors import EnvironmentUnavailableError, UsageError
 from sdeivirt.machine.qemu import layout
-from sdeivirt.machine.qemu.boot import block_address
+from sdeivirt.machine.qemu.boot import block_address, total_memory
 from sdeivirt.machine.qemu.console import PanicWatch
 from sdeivirt.machine.qemu.devicetree import MachineTree
 from sdeivirt.machine.qemu.gic import Gic
@@ -51,11 +51,12 @@ def test_the_monitor_stays_small() -> None:
 
 
 @pytest.mark.parametrize("mebibytes", [8, 9, 64, 65, 1023, 4096])
-def test_the_block_is_the_last_aligned_one(mebibytes: int) -> None:
+def test_the_block_is_aligned_and_just_behind_the_guest_s_memory(mebibytes: int) -> None:
     block = block_address(mebibytes << 20)
     end = 0x4000_0000 + (mebibytes << 20)
     assert block % (2 << 20) == 0
-    assert 0 <= end - (block + (2 << 20)) < 2 << 20
+    assert 0 <= block - end < 2 << 20
+    assert 0x4000_0000 + total_memory(mebibytes << 20) == block + (2 << 20)
 
 
 # -- stage 2

@@ -27,7 +27,7 @@ from .shell import Shell
 
 __all__ = ["LinuxFiles", "measure"]
 
-MEMORY = 512 << 20
+MEMORY = 1 << 30
 APPEND = "console=ttyAMA0 quiet run=serve"
 CLIENT = " client.events=0 client.quiet=1"
 BOOT_SECONDS = 120.0

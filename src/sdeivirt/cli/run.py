@@ -29,7 +29,7 @@ from .options import MachineOptions, Number, Seconds, Size, disable_services, po
 __all__ = ["run"]
 
 _GUEST_MEMORY = 64 << 20
-_KERNEL_MEMORY = 512 << 20  # for a kernel on machine qemu: an operating system's
+_KERNEL_MEMORY = 1 << 30  # for a kernel on machine qemu: an operating system's
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
     name
         The name by which inject and status find the VM.
     memory
-        How much RAM, such as 64M or 1G; by default 64M, or 512M for a kernel on machine qemu.
+        How much RAM, such as 64M or 1G; by default 64M, or 1G for a kernel on machine qemu.
     append
         Boot arguments.
     event

@@ -2,10 +2,10 @@
 """What stands in the guest's memory before the first instruction.
 
     RAM base   the guest, its device tree, the initial RAM disk
-    RAM end    the block shared with the monitor: see layout.py
+    RAM end    up to 2 MiB that nobody uses, then the block shared with the monitor: see layout.py
 
-and what the guest can reach of it: everything but that block, and the PCI
-function that is the doorbell. The function's configuration space reads as an
+and what the guest can reach: its RAM and all devices but the PCI function that
+is the doorbell. The function's configuration space reads as an
 empty slot, its I/O ports lie on a page that is not mapped. Booting by other
 tables than a device tree would begin here as well.
 """
@@ -27,7 +27,7 @@ from .options import QemuOptions
 from .process import BELL_SLOT
 from .stage2 import Kind, Stage2
 
-__all__ = ["Boot", "Payload", "block_address", "lay_out"]
+__all__ = ["Boot", "Payload", "block_address", "lay_out", "total_memory"]
 
 _PAGE = 0x1000
 _TREE_ROOM = 0x1_0000
@@ -40,8 +40,17 @@ _HIGH_DEVICES = (256 << 30, 1024 << 30)
 
 
 def block_address(memory: int) -> int:
-    """Where the shared block is: the last 2 MiB of RAM on a boundary of that size. The guest's memory ends there."""
-    return (RAM_BASE + memory) // layout.BLOCK_SIZE * layout.BLOCK_SIZE - layout.BLOCK_SIZE
+    """Where the shared block is: on the first 2 MiB boundary behind the guest's RAM.
+
+    Not in it: whole GiB of RAM can be mapped by one stage-2 entry each, which
+    makes what a guest loses by stage 2 a third less.
+    """
+    return -(-(RAM_BASE + memory) // layout.BLOCK_SIZE) * layout.BLOCK_SIZE
+
+
+def total_memory(memory: int) -> int:
+    """How much RAM QEMU has to have for that."""
+    return block_address(memory) + layout.BLOCK_SIZE - RAM_BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ def lay_out(ram: mmap.mmap, config: MachineConfig, options: QemuOptions, payload
     else:
         tree.remove_pci()
     ram[:_QEMU_TREE_ROOM] = bytes(_QEMU_TREE_ROOM)
-    at = _place(ram, config, payload, tree, block)
+    at = _place(ram, config, payload, tree)
 
     words = memoryview(ram).cast("Q")[(block - RAM_BASE) >> 3 :]
     monitor = read_image(program_path("monitor"), 0, layout.GLOBAL_PAGE)
@@ -108,17 +117,17 @@ def lay_out(ram: mmap.mmap, config: MachineConfig, options: QemuOptions, payload
         shared[Global.BELL_BAR] = _BELL_PORT | _PCI_IO_BAR
     if options.stage2:
         shared[Global.FLAGS] = layout.FLAG_STAGE2
-        _write_stage2(words, block, RAM_BASE + config.memory, bridge)
+        _write_stage2(words, RAM_BASE + config.memory, block, bridge)
     return Boot(shared, mailboxes, distributor, redistributor)
 
 
-def _place(ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: MachineTree, end: int) -> int:
+def _place(ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: MachineTree) -> int:
     """The guest, its initial RAM disk and its device tree; the address of the last."""
 
     def write(address: int, content: bytes) -> None:
         ram[address - RAM_BASE : address - RAM_BASE + len(content)] = content
 
-    image = payload.image
+    image, end = payload.image, RAM_BASE + config.memory
     for address, content in image.segments:
         write(address, content)
     at = image.place(_TREE_ROOM, RAM_BASE, end)
@@ -132,7 +141,8 @@ def _place(ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: Machin
     blob = tree.finish(
         conduit=config.conduit,
         bootargs=config.bootargs,
-        reserved=(end, layout.BLOCK_SIZE),
+        memory=(RAM_BASE, config.memory),
+        reserved=(block_address(config.memory), layout.BLOCK_SIZE),
         initrd=initrd,
     )
     if len(blob) > _TREE_ROOM:
@@ -141,14 +151,12 @@ def _place(ram: mmap.mmap, config: MachineConfig, payload: Payload, tree: Machin
     return at
 
 
-def _write_stage2(words: memoryview, block: int, ram_end: int, bridge: PciBridge) -> None:
+def _write_stage2(words: memoryview, ram_end: int, block: int, bridge: PciBridge) -> None:
     tables = words[layout.STAGE2_TABLES >> 3 : layout.BLOCK_SIZE >> 3]
     stage2 = Stage2(tables, block + layout.STAGE2_TABLES)
     stage2.map(*_DEVICES, Kind.DEVICE)
     stage2.map(*_HIGH_DEVICES, Kind.DEVICE)
-    stage2.map(RAM_BASE, block, Kind.RAM)
-    if block + layout.BLOCK_SIZE < ram_end:
-        stage2.map(block + layout.BLOCK_SIZE, ram_end, Kind.RAM)
+    stage2.map(RAM_BASE, ram_end, Kind.RAM)
     port = bridge.io + _BELL_PORT & ~(_PAGE - 1)
     stage2.unmap(port, port + _PAGE)
     function = bridge.function(BELL_SLOT)

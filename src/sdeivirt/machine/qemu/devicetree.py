@@ -99,10 +99,14 @@ class MachineTree:
         *,
         conduit: Conduit,
         bootargs: str,
+        memory: tuple[int, int],
         reserved: tuple[int, int],
         initrd: tuple[int, int] | None = None,
     ) -> bytes:
-        """The tree for the guest. `reserved` is memory that is not its own, (address, size); `initrd` (start, end)."""
+        """The tree for the guest.
+
+        `memory` is the guest's, `reserved` what is none of it, (address, size) each; `initrd` is (start, end).
+        """
         tree = self._tree
         tree.add_item(sdei_node(conduit), "/firmware")
         tree.set_property("method", conduit.value, "/psci")
@@ -113,13 +117,14 @@ class MachineTree:
         if initrd is not None:
             tree.set_property("linux,initrd-start", _split(initrd[0]), chosen)
             tree.set_property("linux,initrd-end", _split(initrd[1]), chosen)
-        memory = "/reserved-memory"
-        tree.set_property("#address-cells", 2, memory)
-        tree.set_property("#size-cells", 2, memory)
+        self._node("memory").set_property("reg", [*_split(memory[0]), *_split(memory[1])])
+        where = "/reserved-memory"
+        tree.set_property("#address-cells", 2, where)
+        tree.set_property("#size-cells", 2, where)
         node = fdt.Node(f"monitor@{reserved[0]:x}")
         node.append(fdt.PropWords("reg", *_split(reserved[0]), *_split(reserved[1])))
         node.append(fdt.Property("no-map"))
-        tree.add_item(node, memory)
-        tree.add_item(fdt.Property("ranges"), memory)
+        tree.add_item(node, where)
+        tree.add_item(fdt.Property("ranges"), where)
         blob: bytes = tree.to_dtb(_VERSION, _COMPATIBLE_VERSION)
         return blob

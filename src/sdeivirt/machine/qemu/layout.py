@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory shared with the EL2 monitor: guests/monitor/layout.h in Python; a test compares the two.
 
-It is one block of 2 MiB at the top of RAM, which stage 2 hides from the guest:
+It is one block of 2 MiB behind the guest's RAM, which stage 2 hides from the guest:
 
     +0x00000  the monitor            +0x50000  a page of ones
     +0x0f000  the global page        +0x60000  stage-2 tables

@@ -27,7 +27,7 @@ from ..base import RAM_BASE, ExitReason, Machine, MachineConfig, Outcome
 from ..report import FaultReport
 from ..watchdog import Watchdog
 from . import layout
-from .boot import Payload, block_address, lay_out
+from .boot import Payload, block_address, lay_out, total_memory
 from .bound import BoundInterrupts
 from .console import Console
 from .gic import Gic
@@ -51,9 +51,13 @@ _MAX_WARNINGS = 20
 _WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
 
 
+def _make_process(config: MachineConfig, options: QemuOptions) -> QemuProcess:
+    return QemuProcess(config, options, total_memory(config.memory), entry=block_address(config.memory))
+
+
 def show_command(config: MachineConfig) -> str:
     """QEMU's command line for a machine, for a shell to read. Raises EnvironmentUnavailableError, UsageError."""
-    process = QemuProcess(config, QemuMachine(config).options, block_address(config.memory))
+    process = _make_process(config, QemuMachine(config).options)
     try:
         return shlex.join(process.command)
     finally:
@@ -77,7 +81,6 @@ class QemuMachine(Machine):
             raise UsageError(f"machine qemu needs more than {config.memory >> 20} MiB", "give it 8M or more")
         self.options = options
         find_qemu(options.qemu)
-        self._block = block_address(config.memory)
         super().__init__(config)
         self.calling: QemuVcpu | None = None  # whose request is being answered
         self.holding = False  # vCPUs that stop are not to go on
@@ -115,7 +118,7 @@ class QemuMachine(Machine):
     def load(self, path: Path | str) -> None:
         if self._thread is not None:
             raise StateError("a guest is loaded before the machine starts")
-        self._payload = Payload.read(Path(path), self.options.initrd, self._block)
+        self._payload = Payload.read(Path(path), self.options.initrd, RAM_BASE + self.config.memory)
 
     def start(self) -> None:
         """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
@@ -196,7 +199,7 @@ class QemuMachine(Machine):
         return QemuPower(self)
 
     def _entry_ok(self, address: int) -> bool:
-        return RAM_BASE <= address < self._block
+        return RAM_BASE <= address < RAM_BASE + self.config.memory
 
     # -- ends
 
@@ -302,7 +305,7 @@ class QemuMachine(Machine):
         """
         payload = self._payload
         assert payload is not None
-        process = QemuProcess(self.config, self.options, self._block)
+        process = _make_process(self.config, self.options)
         console = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
         tasks: list[asyncio.Task[None]] = []
         try:

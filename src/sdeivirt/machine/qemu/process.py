@@ -54,10 +54,13 @@ def find_qemu(wanted: Path | None = None) -> Path:
 
 
 def command_line(
-    qemu: Path, config: MachineConfig, options: QemuOptions, ram: int, channels: Sequence[int], entry: int
+    qemu: Path, config: MachineConfig, options: QemuOptions, memory: int, entry: int, ram: int, channels: Sequence[int]
 ) -> list[str]:
-    """The exact command line. `ram` and `channels` are the descriptors that QEMU inherits; `entry` is the monitor's."""
-    size = f"{config.memory >> 20}M"
+    """The exact command line.
+
+    `memory` is QEMU's, `entry` where vCPU 0 begins; `ram` and `channels` are the descriptors that QEMU inherits.
+    """
+    size = f"{memory >> 20}M"
     words = [
         str(qemu),
         *("-machine", "virt,virtualization=on,gic-version=3,memory-backend=ram"),
@@ -94,14 +97,14 @@ class QemuProcess:
     the socket pairs; `qmp` is connected.
     """
 
-    def __init__(self, config: MachineConfig, options: QemuOptions, entry: int) -> None:
+    def __init__(self, config: MachineConfig, options: QemuOptions, memory: int, entry: int) -> None:
         self.binary = find_qemu(options.qemu)
         self._open: list[int | socket.socket] = []
         try:
             fd = os.memfd_create(f"sdeivirt-{config.name}", os.MFD_CLOEXEC)
             self._open.append(fd)
-            os.ftruncate(fd, config.memory)
-            self.ram = mmap.mmap(fd, config.memory, mmap.MAP_SHARED)
+            os.ftruncate(fd, memory)
+            self.ram = mmap.mmap(fd, memory, mmap.MAP_SHARED)
         except (OSError, ValueError) as error:
             self._close_ours()
             raise UsageError(
@@ -112,7 +115,7 @@ class QemuProcess:
         theirs = [other for _, other in pairs]
         self._inherited = [fd, *(other.fileno() for other in theirs)]
         self._open += theirs
-        self.command = command_line(self.binary, config, options, fd, self._inherited[1:], entry)
+        self.command = command_line(self.binary, config, options, memory, entry, fd, self._inherited[1:])
         self.qmp = QMPClient(f"{config.name}-qmp")
         self.qmp.logger.setLevel(100)  # every failure reaches the caller; the log would say it twice
         self.events = EventListener()
