@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from guests.linux.fetch import LinuxAssets, fetch
+from guests.linux.debian import FetchError, find_mirrors
+from guests.linux.fetch import DEFAULT_OUT, LinuxAssets, fetch
 
 from sdeivirt.benchmarks.shell import Shell
 from sdeivirt.machine import MachineConfig, open_machine
@@ -26,7 +27,23 @@ COMMAND_SECONDS = 60.0
 CLIENT_EVENT = 0x4000_0010
 KERNELS = ("bookworm", "newest")
 
-linux_marks = [pytest.mark.machine, pytest.mark.qemu, NEEDS_QEMU]
+
+def _unavailable() -> str:
+    """Why there can be no kernel on this machine: it is not one of Debian's. Everything else is a failure."""
+    try:
+        find_mirrors()
+    except FetchError as error:
+        return str(error)
+    return ""
+
+
+_WHY_NOT = _unavailable()
+linux_marks = [
+    pytest.mark.machine,
+    pytest.mark.qemu,
+    NEEDS_QEMU,
+    pytest.mark.skipif(bool(_WHY_NOT) and not (DEFAULT_OUT / KERNELS[0] / "Image").exists(), reason=_WHY_NOT),
+]
 
 _COUNT = re.compile(r"event (0x[0-9a-f]+) cpu (\d+) total (\d+) user (\d+) kernel (\d+) masked (\d+)")
 

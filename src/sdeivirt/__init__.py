@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import SdeivirtError
     from .guests import guest_path
     from .machine import ExitReason, FaultReport, Machine, MachineConfig, Outcome, VmStatus, open_machine
+    from .machine.qemu.options import QemuOptions
     from .sdei import POLICIES, EventDefinition, Policy, Priority, Sdei
     from .sdei.service import Injection
     from .smccc.ids import Conduit
@@ -31,6 +32,7 @@ __all__ = [
     "open_machine",
     "Machine",
     "MachineConfig",
+    "QemuOptions",
     "Outcome",
     "ExitReason",
     "FaultReport",
@@ -50,6 +52,7 @@ __all__ = [
 
 _MODULES = {
     "machine": ("open_machine", "Machine", "MachineConfig", "Outcome", "ExitReason", "FaultReport", "VmStatus"),
+    "machine.qemu.options": ("QemuOptions",),
     "sdei": ("EventDefinition", "Priority", "Policy", "POLICIES", "Sdei"),
     "sdei.service": ("Injection",),
     "control.client": ("VmClient",),
