@@ -552,6 +552,14 @@ def test_the_watchdog_reports_a_handler_that_never_ends(kind: str) -> None:
     assert fault.registers["x19"] == 0x55
 
 
+def test_the_watchdog_leaves_a_pe_alone_that_has_masked_itself(kind: str) -> None:
+    """Linux parks CPUs like that when it panics; what comes after, a crash kernel say, is not to be cut off."""
+    parked = HANDLER_THAT_SPINS.replace("mov x19, #0x55\n    b handler", "call SDEI_MASK\n    b .")
+    assert parked != HANDLER_THAT_SPINS
+    outcome, _ = run(kind, parked, limit=1.5, watchdog=0.2)
+    assert outcome.reason is ExitReason.TIME_LIMIT
+
+
 def test_all_vcpus_off_is_the_end(kind: str) -> None:
     outcome, _ = run(kind, "    call CPU_OFF\n    b .")
     assert outcome.reason is ExitReason.ALL_OFF

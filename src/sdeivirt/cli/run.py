@@ -89,7 +89,8 @@ def run(
         A service to switch off: std-trng, std-sdei or vendor-hyp; any number
         of times, or several with commas.
     watchdog
-        Seconds that one SDEI handler may run before its vCPU counts as stuck.
+        Seconds that one SDEI handler may run before its vCPU counts as stuck,
+        unless it masks its PE.
     timeout
         Seconds that the guest may run.
     initrd

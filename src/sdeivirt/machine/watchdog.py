@@ -17,7 +17,10 @@ __all__ = ["Watchdog"]
 
 
 class Watchdog(Observer):
-    """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds."""
+    """Faults a vCPU whose SDEI handler runs for longer than `limit` seconds.
+
+    A PE that has masked itself in its handler means to stay there: so does Linux with CPUs that it has given up.
+    """
 
     def __init__(self, machine: Machine, limit: float) -> None:
         self._machine = machine
@@ -42,7 +45,12 @@ class Watchdog(Observer):
         while not self._stop.wait(min(self._limit / 4, 0.25)):
             now = time.monotonic()
             with self._machine.lock:
-                late = [key for key, since in self._since.items() if now - since > self._limit]
+                pes = self._machine.firmware.pes
+                late = [
+                    (pe, event)
+                    for (pe, event), since in self._since.items()
+                    if now - since > self._limit and not pes[pe].masked
+                ]
             for index, event in late:
                 self._machine.stuck(index, event, self._limit)
                 return
