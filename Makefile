@@ -11,7 +11,7 @@ QEMU_NEEDS := qemu-system-aarch64:qemu-system-arm setpriv:util-linux
 TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-.PHONY: help run test test-linux linux-demo check bench lock clean
+.PHONY: help run test test-linux linux-demo check bench bench-qemu lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
@@ -19,7 +19,8 @@ help:
 	@echo "make linux-demo fetch a Debian kernel and inject an event into a CPU that has masked everything"
 	@echo "make test-linux all tests with Debian kernels"
 	@echo "make check     linters and types only"
-	@echo "make bench     the measurements (about a minute)"
+	@echo "make bench     the measurements of machine unicorn (about a minute)"
+	@echo "make bench-qemu those of machine qemu (about two)"
 	@echo "make lock      resolve requirements.lock anew"
 	@echo "make clean     remove the environment and what was built"
 
@@ -48,6 +49,11 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/sdeivirt bench
+
+bench-qemu: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
+	$(BIN)/sdeivirt bench qemu --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
 
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
