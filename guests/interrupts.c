@@ -3,7 +3,7 @@
  * Interrupts of the machine that become SDEI events: level and edge, private and shared, routed, and given back.
  * Needs a GICv3, the virtual timer and a PL031, which QEMU's "virt" has and not every machine.
  *
- * bootargs: case=ppi|edge|any|rtc|release|watchdog (default: all, in this order)
+ * bootargs: case=ppi|edge|any|rtc|release|mask|watchdog (default: all, in this order)
  *           tick=EVENT (watchdog: an event that the host has tied to the timer, in place of one that is bound)
  */
 #include "fdt.h"
@@ -724,6 +724,44 @@ static void take_irq(const char *name, u32 intid, void (*up)(void))
 	gic_set(intid, GICD_ICENABLER);
 }
 
+/* The guest masks its own interrupts by priority, and never the events. */
+static void case_mask(void)
+{
+	struct source *s = &private[0];
+
+	bind(s, "mask", TIMER);
+	s->silence = timer_down;
+	enlist(s, SDEI_RM_ANY, 0);
+	enable(s);
+	unmask(&cpus[0]);
+	write_sysreg(ICC_IGRPEN1_EL1, 1);
+	make_edge(UNUSED);
+	*(volatile u64 *)(gicd + GICD_IROUTER + 8 * UNUSED) = cpus[0].mpidr;
+	for (u32 pmr = 0; pmr <= 0xf0; pmr += 0x10) {
+		u64 n = irqs, want = rd8(gicd + GICD_IPRIORITYR + UNUSED) < pmr;
+
+		write_sysreg(ICC_PMR_EL1, pmr);
+		if (read_sysreg(ICC_PMR_EL1) != pmr)
+			result_failed("mask: PMR reads 0x%lx instead of 0x%x", read_sysreg(ICC_PMR_EL1), pmr);
+		gic_set(UNUSED, GICD_ISENABLER);
+		raise();
+		__asm__ volatile("msr daifclr, #2" ::: "memory");
+		settle();
+		__asm__ volatile("msr daifset, #2" ::: "memory");
+		if (irqs != n + want)
+			result_failed("mask: %lu IRQs with PMR 0x%x", irqs - n, pmr);
+		gic_set(UNUSED, GICD_ICENABLER);
+		gic_set(UNUSED, GICD_ICPENDR);
+		s->goal = s->count + 1;
+		timer_up();
+		exactly(s, s->goal, "whatever the PMR");
+	}
+	write_sysreg(ICC_IGRPEN1_EL1, 0);
+	mask(&cpus[0]);
+	leave(s);
+	release(s);
+}
+
 static void case_release(void)
 {
 	struct source *s = &shared;
@@ -890,7 +928,7 @@ void guest_main(struct cpu *cpu)
 		void (*run)(void);
 	} cases[] = {
 		{ "ppi", case_ppi }, { "edge", case_edge }, { "any", case_any }, { "rtc", case_rtc },
-		{ "release", case_release }, { "watchdog", case_watchdog },
+		{ "release", case_release }, { "mask", case_mask }, { "watchdog", case_watchdog },
 	};
 	const char *only;
 	size_t len;

@@ -19,7 +19,7 @@ from .machine_support import DEADLINE, NEEDS_QEMU
 
 pytestmark = [pytest.mark.machine, pytest.mark.qemu, NEEDS_QEMU]
 
-CASES = ["ppi", "edge", "any", "rtc", "release", "watchdog"]
+CASES = ["ppi", "edge", "any", "rtc", "release", "mask", "watchdog"]
 TICKS = 20
 TIMER = 27
 DYNAMIC_PRIVATE, DYNAMIC_SHARED = 0x4000_1000, 0x4000_2000

@@ -7,6 +7,18 @@
 
 #define W(word)	((word) * 8)
 
+	/* x0: this PE's mailbox, SP: its stack.  QEMU numbers 16 PEs a cluster. */
+	.macro	find_mailbox
+	mrs	x2, mpidr_el1
+	and	x3, x2, #0xf
+	ubfx	x4, x2, #8, #8
+	add	x3, x3, x4, lsl #4
+	adrp	x4, _start			// the block is aligned, so this is its base
+	add	x0, x4, #MAILBOXES
+	add	x0, x0, x3, lsl #12
+	add	sp, x0, #MAILBOX_SIZE
+	.endm
+
 	.section .text.start, "ax"
 
 	/* The boot CPU comes in here, at EL2 with the MMU off; x0 means nothing. */
@@ -18,14 +30,7 @@ _start:
 	.globl	secondary_start
 secondary_start:
 	mov	x1, #0
-1:	mrs	x2, mpidr_el1
-	and	x3, x2, #0xf			// QEMU numbers 16 PEs a cluster
-	ubfx	x4, x2, #8, #8
-	add	x3, x3, x4, lsl #4
-	adrp	x4, _start			// the block is aligned, so this is its base
-	add	x0, x4, #MAILBOXES
-	add	x0, x0, x3, lsl #12
-	add	sp, x0, #MAILBOX_SIZE
+1:	find_mailbox
 	adrp	x4, vectors
 	add	x4, x4, :lo12:vectors
 	msr	vbar_el2, x4
@@ -120,14 +125,7 @@ resume:
 	ldp	x0, x1, [sp, #W(M_X0)]
 	eret
 
-	/* A defect of ours.  Which mailbox is ours tells MPIDR, whatever SP is. */
+	/* A defect of ours, whatever SP is. */
 dead:
-	mrs	x2, mpidr_el1
-	and	x3, x2, #0xf
-	ubfx	x4, x2, #8, #8
-	add	x3, x3, x4, lsl #4
-	adrp	x4, _start
-	add	x0, x4, #MAILBOXES
-	add	x0, x0, x3, lsl #12
-	add	sp, x0, #MAILBOX_SIZE
+	find_mailbox
 	b	monitor_dead

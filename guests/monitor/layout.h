@@ -43,8 +43,7 @@
 #define M_CONTEXT_VALID	54		/* set: EVENT_CONTEXT's answers are in M_CONTEXT */
 #define M_CONTEXT	55		/* x0..x17 */
 #define M_CONTEXTS_READ	73		/* how often they were */
-#define M_TIME		74		/* CNTVCT when the guest was left and when the hypervisor had answered */
-#define M_TIME_DONE	75
+#define M_PMR		74		/* ICC_PMR_EL1 as the guest has it */
 #define MAILBOX_SIZE	0x1000
 
 /* M_REASON: why the guest was left */

@@ -9,7 +9,6 @@ typedef unsigned long u64;
 typedef unsigned int u32;
 typedef unsigned char u8;
 
-/* Device and shared memory. */
 #define W(mailbox, word)	((mailbox)[word])
 #define MMIO8(address)		(*(volatile u8 *)(address))
 #define MMIO16(address)		(*(volatile unsigned short *)(address))
@@ -21,7 +20,7 @@ typedef unsigned char u8;
 #define isb() __asm__ volatile("isb" ::: "memory")
 #define dsb() __asm__ volatile("dsb sy" ::: "memory")
 
-/* System registers that not every assembler knows by name. */
+/* What not every assembler knows by name. */
 #define ICC_IAR0_EL1	S3_0_C12_C8_0
 #define ICC_EOIR0_EL1	S3_0_C12_C8_1
 #define ICC_CTLR_EL1	S3_0_C12_C12_4
@@ -29,6 +28,8 @@ typedef unsigned char u8;
 #define ICC_SRE_EL1	S3_0_C12_C12_5
 #define ICC_SRE_EL2	S3_4_C12_C9_5
 #define ICC_PMR_EL1	S3_0_C4_C6_0
+#define ICC_RPR_EL1	S3_0_C12_C11_3
+#define ICH_HCR_EL2	S3_4_C12_C11_0
 #define ICC_SGI1R_EL1	S3_0_C12_C11_5
 #define ICC_ASGI1R_EL1	S3_0_C12_C11_6
 #define ICC_SGI0R_EL1	S3_0_C12_C11_7
@@ -41,22 +42,19 @@ typedef unsigned char u8;
 #define ID_AA64SMFR0	S3_0_C0_C4_5
 #define VTTBR_EL2	S3_4_C2_C1_0
 
-/* GICv3, Arm IHI 0069. */
+/* GICv3, Arm IHI 0069.  GIC_* are the same in the distributor and, for private interrupts, in redistributors. */
 #define GICD_CTLR		0x0000
-#define GICD_TYPER		0x0004
-#define GICD_IGROUPR		0x0080
-#define GICD_ICENABLER		0x0180
-#define GICD_IPRIORITYR		0x0400
+#define GIC_IGROUPR		0x0080
+#define GIC_ISENABLER		0x0100
+#define GIC_ICENABLER		0x0180
+#define GIC_ICPENDR		0x0280
+#define GIC_IPRIORITYR		0x0400
 #define PRIORITIES		0xa0a0a0a0u	/* of four interrupts: those of ours are above */
 #define GICD_CTLR_ARE_BOTH_GROUPS	0x13
 #define GICR_STRIDE		0x20000
 #define GICR_SGI_BASE		0x10000
-#define GICR_IGROUPR0		0x0080
-#define GICR_ISENABLER0		0x0100
-#define GICR_ICENABLER0		0x0180
-#define GICR_ICPENDR0		0x0280
-#define GICR_IPRIORITYR		0x0400
 #define INTID_SPECIAL		1020
+#define PMR_OURS		0x10		/* lets priorities above that through: kicks and bound interrupts */
 
 #define EC_HVC		0x16
 #define EC_SMC		0x17
@@ -78,14 +76,11 @@ static volatile u64 *global(void)
 	return monitor_base() + GLOBAL_PAGE / 8;
 }
 
-static u64 index_of(volatile u64 *mailbox)
-{
-	return ((u64)mailbox - (u64)monitor_base() - MAILBOXES) / MAILBOX_SIZE;
-}
-
 static u64 redistributor(volatile u64 *mailbox)
 {
-	return global()[G_GICR] + index_of(mailbox) * GICR_STRIDE + GICR_SGI_BASE;
+	u64 index = ((u64)mailbox - (u64)monitor_base() - MAILBOXES) / MAILBOX_SIZE;
+
+	return global()[G_GICR] + index * GICR_STRIDE + GICR_SGI_BASE;
 }
 
 /* What the hypervisor wants done before this vCPU goes on. */
@@ -102,7 +97,7 @@ static void act(volatile u64 *mailbox)
 		break;
 	case ACTION_CPU_OFF:
 		/* A kick or IPI that waits must not greet whoever starts this PE next. */
-		MMIO32(redistributor(mailbox) + GICR_ICPENDR0) = 0xffff;
+		MMIO32(redistributor(mailbox) + GIC_ICPENDR) = 0xffff;
 		psci(PSCI_CPU_OFF, 0, 0, 0);
 		break;
 	case ACTION_STANDBY:
@@ -140,7 +135,6 @@ static void ask(volatile u64 *mailbox, u64 reason)
 		write_sysreg(par_el1, par);
 		W(mailbox, M_PROBE) = 0;
 	}
-	W(mailbox, M_TIME) = read_sysreg(cntvct_el0);
 	dsb();
 	W(mailbox, M_REQUEST) = request;
 	dsb();
@@ -149,7 +143,6 @@ static void ask(volatile u64 *mailbox, u64 reason)
 	while (W(mailbox, M_RESPONSE) != request)
 		__asm__ volatile("yield");
 	dsb();
-	W(mailbox, M_TIME_DONE) = read_sysreg(cntvct_el0);
 	write_sysreg(elr_el1, W(mailbox, M_ELR1));
 	write_sysreg(spsr_el1, W(mailbox, M_SPSR1));
 	write_sysreg(esr_el1, W(mailbox, M_ESR1));
@@ -160,10 +153,7 @@ static void ask(volatile u64 *mailbox, u64 reason)
 
 static void call(volatile u64 *mailbox, u64 reason)
 {
-	/*
-	 * A handler reads what it interrupted register by register.  Nothing is decided there, so what the hypervisor
-	 * has laid out is read here; whatever is not a plain question goes the long way.
-	 */
+	/* A handler reads what it interrupted register by register.  No decision is in that: it is laid out here. */
 	if ((u32)W(mailbox, M_X0) == SDEI_EVENT_CONTEXT && W(mailbox, M_CONTEXT_VALID) && (u32)W(mailbox, 1) < 18) {
 		W(mailbox, M_X0) = W(mailbox, M_CONTEXT + (u32)W(mailbox, 1));
 		W(mailbox, 1) = W(mailbox, 2) = W(mailbox, 3) = 0;
@@ -173,22 +163,50 @@ static void call(volatile u64 *mailbox, u64 reason)
 	ask(mailbox, reason);
 }
 
-/* With FIQs routed to EL2 the guest's writes to ICC_SGI*R_EL1 trap, and are carried out here. */
-static int send_sgi(volatile u64 *mailbox, u32 esr)
+/*
+ * The guest has the physical CPU interface for its interrupts of group 1, but with FIQs routed to EL2 some registers
+ * would be virtual ones that mean nothing, and writes to ICC_SGI*R_EL1 trap.  So all of these trap, and are carried
+ * out here: the guest can mask its own interrupts, and never ours.
+ */
+static int cpu_interface(volatile u64 *mailbox, u32 esr)
 {
-	u32 rt = esr >> 5 & 31, write = !(esr & 1);
-	u32 op0 = esr >> 20 & 3, op1 = esr >> 14 & 7, crn = esr >> 10 & 15, crm = esr >> 1 & 15, op2 = esr >> 17 & 7;
-	u64 value = rt == 31 ? 0 : W(mailbox, rt < 18 ? M_X0 + rt : M_X18 + rt - 18);
+	u32 rt = esr >> 5 & 31, read = esr & 1, crn = esr >> 10 & 15, crm = esr >> 1 & 15, op2 = esr >> 17 & 7;
+	volatile u64 *x = &W(mailbox, rt < 18 ? M_X0 + rt : M_X18 + rt - 18);
+	u64 value = read || rt == 31 ? 0 : *x;
 
-	if (!write || op0 != 3 || op1 != 0 || crn != 12 || crm != 11 || op2 < 5)
+	if ((esr >> 20 & 3) != 3 || (esr >> 14 & 7) != 0)
 		return 0;
-	if (op2 == 5)
+	switch (crn << 8 | crm << 4 | op2) {
+	case 0x460:		/* ICC_PMR_EL1 */
+		if (read) {
+			value = W(mailbox, M_PMR);
+		} else {
+			W(mailbox, M_PMR) = value &= 0xff;
+			write_sysreg(ICC_PMR_EL1, value < PMR_OURS ? PMR_OURS : value);
+		}
+		break;
+	case 0xcc4:		/* ICC_CTLR_EL1, which does not change, ... */
+	case 0xcb1:		/* ... so that the end of an interrupt leaves ICC_DIR_EL1 nothing to do */
+		value = read_sysreg(ICC_CTLR_EL1);
+		break;
+	case 0xcb3:		/* ICC_RPR_EL1 */
+		value = read_sysreg(ICC_RPR_EL1);
+		break;
+	case 0xcb5:
 		write_sysreg(ICC_SGI1R_EL1, value);
-	else if (op2 == 6)
+		break;
+	case 0xcb6:
 		write_sysreg(ICC_ASGI1R_EL1, value);
-	else if ((value >> 24 & 15) != KICK_SGI)	/* group 0 is ours; its other SGIs are off anyway */
-		write_sysreg(ICC_SGI0R_EL1, value);
-	isb();
+		break;
+	case 0xcb7:		/* group 0 is ours; its other SGIs are off anyway */
+		if ((value >> 24 & 15) != KICK_SGI)
+			write_sysreg(ICC_SGI0R_EL1, value);
+		break;
+	default:
+		return 0;
+	}
+	if (read && rt != 31)
+		*x = value;
 	W(mailbox, M_PC) += 4;
 	return 1;
 }
@@ -210,7 +228,7 @@ void monitor_synchronous(volatile u64 *mailbox)
 		ask(mailbox, REASON_ABORT);
 		break;
 	case EC_SYSREG:
-		if (send_sgi(mailbox, esr))
+		if (cpu_interface(mailbox, esr))
 			break;
 		/* fall through */
 	default:
@@ -226,10 +244,9 @@ void monitor_fiq(volatile u64 *mailbox)
 		return;
 	if (intid != KICK_SGI) {
 		/* A level stays up until its handler has seen to it: off until the hypervisor wants it again. */
-		if (intid < 32)
-			MMIO32(redistributor(mailbox) + GICR_ICENABLER0) = 1u << intid;
-		else
-			MMIO32(global()[G_GICD] + GICD_ICENABLER + intid / 32 * 4) = 1u << intid % 32;
+		u64 bank = intid < 32 ? redistributor(mailbox) : global()[G_GICD];
+
+		MMIO32(bank + GIC_ICENABLER + intid / 32 * 4) = 1u << intid % 32;
 	}
 	write_sysreg(ICC_EOIR0_EL1, intid);
 	isb();
@@ -250,12 +267,12 @@ void monitor_dead(volatile u64 *mailbox)
 static void start_machine(volatile u64 *g)
 {
 	u64 gicd = g[G_GICD], config = g[G_BELL_CONFIG];
-	u32 lines = ((MMIO32(gicd + GICD_TYPER) & 31) + 1) * 32;
 
-	for (u32 i = 32; i < lines; i += 32)
-		MMIO32(gicd + GICD_IGROUPR + i / 8) = ~0u;
-	for (u32 i = 32; i < lines; i += 4)
-		MMIO32(gicd + GICD_IPRIORITYR + i) = PRIORITIES;
+	/* All that there could be: what is not there ignores it. */
+	for (u32 i = 32; i < INTID_SPECIAL; i += 4) {
+		MMIO32(gicd + GIC_IGROUPR + i / 32 * 4) = ~0u;
+		MMIO32(gicd + GIC_IPRIORITYR + i) = PRIORITIES;
+	}
 	MMIO32(gicd + GICD_CTLR) = GICD_CTLR_ARE_BOTH_GROUPS;
 	if (config) {
 		MMIO32(config + 0x10) = (u32)g[G_BELL_BAR];
@@ -303,7 +320,7 @@ void monitor_start(volatile u64 *mailbox, u64 boot_cpu)
 {
 	volatile u64 *g = global();
 	u64 gicr = redistributor(mailbox);
-	/* RW; ATA, EnSCXT, API, APK: no traps; TSC: SMC to us; FMO: FIQ, that is group 0, to us */
+	/* RW; ATA, EnSCXT, API, APK: no traps; TSC, FMO: SMC and FIQ, that is group 0, to us */
 	u64 hcr = 1ul << 31 | 1ul << 56 | 1ul << 53 | 1ul << 41 | 1ul << 40 | 1ul << 19 | 1ul << 3;
 
 	if (g[G_FLAGS] & FLAG_STAGE2) {
@@ -326,24 +343,24 @@ void monitor_start(volatile u64 *mailbox, u64 boot_cpu)
 
 	if (boot_cpu)
 		start_machine(g);
-	MMIO32(gicr + GICR_IGROUPR0) = ~(1u << KICK_SGI);
+	MMIO32(gicr + GIC_IGROUPR) = ~(1u << KICK_SGI);
 	for (u32 i = 0; i < 32; i += 4)
-		MMIO32(gicr + GICR_IPRIORITYR + i) = PRIORITIES;
-	MMIO8(gicr + GICR_IPRIORITYR + KICK_SGI) = 0;
-	MMIO32(gicr + GICR_ISENABLER0) = 1u << KICK_SGI;
+		MMIO32(gicr + GIC_IPRIORITYR + i) = PRIORITIES;
+	MMIO8(gicr + GIC_IPRIORITYR + KICK_SGI) = 0;
+	MMIO32(gicr + GIC_ISENABLER) = 1u << KICK_SGI;
 	write_sysreg(ICC_SRE_EL2, 0xf);
 	isb();
 	write_sysreg(ICC_SRE_EL1, 7);
 	isb();
-	write_sysreg(ICC_PMR_EL1, 0xff);	/* with FMO set the guest has a PMR of its own */
+	W(mailbox, M_PMR) = 0;
+	write_sysreg(ICC_PMR_EL1, PMR_OURS);
+	write_sysreg(ICH_HCR_EL2, 1 << 10);	/* TC: cpu_interface() */
 	write_sysreg(ICC_CTLR_EL1, 0);
 	write_sysreg(ICC_IGRPEN0_EL1, 1);
 	isb();
 
-	for (int i = 0; i < 18; i++)
-		W(mailbox, M_X0 + i) = 0;
-	for (int i = 0; i < 13; i++)
-		W(mailbox, M_X18 + i) = 0;
+	for (int i = M_X0; i < M_REQUEST; i++)
+		W(mailbox, i) = 0;
 	W(mailbox, M_X0) = W(mailbox, M_BOOT_X0);
 	W(mailbox, M_PC) = W(mailbox, M_BOOT_PC);
 	W(mailbox, M_PSTATE) = 0x3c5;		/* EL1h, everything masked */

@@ -57,8 +57,7 @@ class Mailbox:
     CONTEXT_VALID = 54
     CONTEXT = 55
     CONTEXTS_READ = 73
-    TIME = 74
-    TIME_DONE = 75
+    PMR = 74
 
 
 class Reason(enum.IntEnum):
