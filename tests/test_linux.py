@@ -235,6 +235,29 @@ def test_how_runs_end(kernel: str, run: str, reason: ExitReason) -> None:
 
 
 @pytest.mark.linux
+def test_a_panic_that_is_only_quoted_ends_nothing() -> None:
+    """People who work on panics print old logs, times and all."""
+    with Linux() as linux:
+        linux.booted()
+        for words in ("Kernel panic - not syncing: told you", "---[ end Kernel panic - not syncing: told you ]---"):
+            linux.sh(f"echo; echo '[    1.234567] {words}'")
+        linux.machine.inject(0, 1)
+        linux.wait_until(lambda: linux.completed(0)[1] == 1, "the guest goes on")
+        linux.start_sh("poweroff -f")
+        assert linux.ends().reason is ExitReason.POWER_OFF
+
+
+@pytest.mark.linux
+def test_a_panic_with_a_reboot_restarts_where_that_is_wanted() -> None:
+    with Linux(append="panic=1", restart=True) as linux:
+        linux.booted()
+        linux.start_sh("echo c > /proc/sysrq-trigger")
+        linux.booted(count=2)
+        linux.machine.inject(0, 1)
+        linux.wait_until(lambda: linux.completed(0)[1] == 1, "the second kernel takes events")
+
+
+@pytest.mark.linux
 def test_a_reboot_starts_over_with_a_clean_service() -> None:
     with Linux(run="serve", restart=True) as linux:
         linux.booted()

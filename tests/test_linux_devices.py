@@ -295,7 +295,7 @@ def test_a_crash_kernel_has_sdei_while_a_cpu_is_lost(kernel: str) -> None:
         assert handlers_left(linux, 0) == [(0, True, True, False, False)]
         takes_one(linux, 0, 0)
         linux.start_sh("poweroff -f")
-        assert linux.ends().reason is ExitReason.PANIC
+        assert linux.ends().reason is ExitReason.POWER_OFF
 
 
 @pytest.mark.parametrize("kernel", BOTH_KERNELS)

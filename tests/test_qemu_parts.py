@@ -131,7 +131,7 @@ def test_a_panic_is_seen_however_the_text_comes_in_pieces(size: int) -> None:
         watch.feed(text[i : i + size])
     assert watch.panicked
     assert not watch.over
-    end = b"---[ end Kernel panic - not syncing: x ]---\n"
+    end = b"[    1.200000][ T1] ---[ end Kernel panic - not syncing: x ]---\n"
     for i in range(0, len(end), size):
         watch.feed(end[i : i + size])
     assert watch.over
@@ -139,8 +139,15 @@ def test_a_panic_is_seen_however_the_text_comes_in_pieces(size: int) -> None:
 
 def test_other_output_is_no_panic() -> None:
     watch = PanicWatch()
-    watch.feed(b"Kernel panic\n - not syncing\n")
-    assert not watch.panicked
+    for text in (
+        b"Kernel panic\n - not syncing\n",
+        b"Kernel panic - not syncing: told you\n",
+        b"# echo '[ 1.0] Kernel panic - not syncing'\n",
+        b"x" * 1000 + b"[ 1.0] Kernel panic - not syncing\n",
+        b"---[ end Kernel panic - not syncing ]---\n",
+    ):
+        watch.feed(text)
+        assert not watch.panicked, text
 
 
 # -- qtest, the interrupt controller and kicks

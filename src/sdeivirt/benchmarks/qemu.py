@@ -119,8 +119,8 @@ def _latencies(machine: Machine, count: int) -> tuple[list[float], list[float], 
 def _rows(what: str, latencies: Sequence[list[float]], targets: Sequence[float | None]) -> Iterator[Row]:
     for name, values, target in zip(("entry", "handler", "all"), latencies, targets, strict=True):
         yield Row(
-            f"{what}: {_NAMES[name]}", median(values), "us", min(values), percentile(values, 99), "p99 on the right",
-            target,
+            f"{what}: {_NAMES[name]} (to p99)", median(values), "us", min(values), percentile(values, 99),
+            "the range goes to the 99th percentile", target,
         )  # fmt: skip
 
 

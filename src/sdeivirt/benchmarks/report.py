@@ -66,7 +66,7 @@ def render(rows: Sequence[Row]) -> str:
                 target,
             )
         )
-    head = ("figure", "median", "rounds", "target")
+    head = ("figure", "median", "range", "target")
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

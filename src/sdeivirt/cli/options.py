@@ -47,18 +47,22 @@ def _size(_type: Any, tokens: Sequence[Any]) -> int:
 
 def _seconds(_type: Any, tokens: Sequence[Any]) -> float:
     text: str = tokens[0].value
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(f"{text[:40]!r} is no time; write seconds, more than 0")
     return value
 
 
-def _show_size(value: int | None) -> str:
-    return "" if value is None else f"{value >> 20}M"
+def _show_size(value: int) -> str:
+    return f"{value >> 20}M"
 
 
 Number = Annotated[int, Parameter(converter=_number)]
 Size = Annotated[int, Parameter(converter=_size, show_default=_show_size)]
+OptionalSize = Annotated[int | None, Parameter(converter=_size, show_default=False)]
 Seconds = Annotated[float, Parameter(converter=_seconds)]
 
 
@@ -94,7 +98,7 @@ class MachineOptions:
     machine
         Which engine runs the guest.
     vcpus
-        How many vCPUs, 1 to 512.
+        How many vCPUs, 1 to 512; 1 to 64 on machine qemu.
     policy
         Whose firmware to be like: kvm or tf-a.
     conduit

@@ -24,7 +24,7 @@ from ..machine import ExitReason, MachineConfig, open_machine
 from ..sdei.events import EVENT_0, load_events, parse_event
 from ..smccc.ids import Conduit
 from . import BROKEN_PIPE
-from .options import MachineOptions, Number, Seconds, Size, disable_services, policy_named
+from .options import MachineOptions, Number, OptionalSize, Seconds, disable_services, policy_named
 
 __all__ = ["run"]
 
@@ -33,12 +33,12 @@ _KERNEL_MEMORY = 1 << 30  # for a kernel on machine qemu: an operating system's
 
 
 def run(
-    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    *arguments: Annotated[str, Parameter(show=False)],
     guest: str | None = None,
     kernel: Path | None = None,
     name: str = "vm",
     options: MachineOptions = MachineOptions(),  # noqa: B008 (frozen)
-    memory: Size | None = None,
+    memory: OptionalSize = None,
     append: str = "",
     event: list[str] | None = None,
     events: Path | None = None,
@@ -67,7 +67,7 @@ def run(
         For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
-        hypercalls, listen, bench.
+        hypercalls, listen, bench; interrupts and reach on machine qemu.
     kernel
         An arm64 Image instead.
     name
@@ -96,7 +96,8 @@ def run(
     initrd
         An initial RAM disk (machine qemu).
     console
-        A file for what the guest prints, instead of the terminal.
+        A file for what the guest prints, instead of the terminal, which is
+        then left alone: no key reaches the guest, and Ctrl-C ends the VM.
     on_reset
         What a reset by the guest does: restart it, or end the run. By default
         it ends a VM of machine qemu and restarts one of machine unicorn.
@@ -148,11 +149,16 @@ def run(
             terminal.say(f"inject with `sdeivirt inject {name} {first.number:#x}`{fifo}")
             for line in machine.hints():
                 terminal.say(line)
-            if terminal.interactive:
+            if console is not None:
+                terminal.say(f"the guest's console is {console}; Ctrl-C ends the VM")
+            elif terminal.interactive:
                 terminal.say("Ctrl-] ends the VM")
+            if kernel is not None and options.machine == "unicorn":
+                terminal.say("an Image on machine unicorn: for a Linux kernel add --machine qemu")
 
         result = run_vm(machine, directory, terminal, timeout, ready)
         terminal.restore()
+        terminal.say_ended(f"VM {name!r} has ended: {result.outcome.reason.value}")
         return _exit_code(result, terminal, timeout)
 
 

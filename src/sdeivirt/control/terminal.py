@@ -57,6 +57,7 @@ class Terminal:
             except OSError as error:
                 raise UsageError(f"cannot write {file}: {error.strerror}", "choose another file") from error
         self.interactive = self._attached and _may_control_terminal()
+        self._at_line_start = True
         self.broken = False  # whoever read our output has gone
         self._saved: list[object] | None = None
         self._closing = threading.Event()
@@ -112,6 +113,7 @@ class Terminal:
 
     def write(self, data: bytes) -> None:
         """The guest's output, unbuffered. Waits for a slow reader, but no longer than until :meth:`close`."""
+        self._at_line_start = data.endswith(b"\n")
         view = memoryview(data)
         poll = select.poll()
         poll.register(self._out, select.POLLOUT)
@@ -192,6 +194,11 @@ class Terminal:
         self._closing.set()
         if self._loop is not None:
             self._loop.remove_reader(_STDIN)
+
+    def say_ended(self, text: str) -> None:
+        """The last message, to whoever watched: on a line of its own, wherever the guest has left the cursor."""
+        if self.interactive:
+            self.say(("" if self._at_line_start else "\n") + text)
 
     def say(self, text: str) -> None:
         """A message of ours, on standard error."""

@@ -9,6 +9,7 @@ SDEI service.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -22,30 +23,32 @@ _JOIN_SECONDS = 5.0
 
 
 class PanicWatch:
-    """Reads along, for the two lines that a panicking Linux prints: first and last.
+    """Reads along, for the two messages that a panicking Linux prints: first and last.
 
     With the last one the kernel stops for ever: no reboot was asked for and
-    no crash kernel is loaded (kernel/panic.c).
+    no crash kernel is loaded (kernel/panic.c). Only the kernel's own messages
+    count, with their time at the start of a line: guests print all sorts of things.
     """
 
-    FIRST = b"Kernel panic - not syncing"
-    LAST = b"---[ end Kernel panic"
+    _LINE = re.compile(rb"\n\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? (Kernel panic - not syncing|---\[ end Kernel panic)")
+    _LONGEST = 120
 
     def __init__(self) -> None:
         self.panicked = False
         self.over = False
-        self._tail = b""
+        self._tail = b"\n"  # the line that is being printed, with the end of the one before it
 
     def feed(self, data: bytes) -> None:
         """Look at more output."""
         text = self._tail + data
-        self.panicked = self.panicked or self.FIRST in text
-        self.over = self.over or self.LAST in text
-        self._tail = text[-len(self.FIRST) :]
+        for match in self._LINE.finditer(text):
+            self.panicked = True
+            self.over = self.over or match.group(1).startswith(b"---")
+        self._tail = text[text.rfind(b"\n") :][: self._LONGEST]
 
 
 class Console:
-    """Hands over what the guest prints, until QEMU closes the line. `over` is called when its kernel has panicked."""
+    """Hands over what the guest prints until QEMU closes the line, and calls `over` after the last words of a panic."""
 
     def __init__(
         self, connection: socket.socket, sink: Callable[[bytes], None], over: Callable[[], None],
@@ -67,6 +70,7 @@ class Console:
                 self.panic.feed(data)
                 self._sink(data)
                 if self.panic.over:
+                    self.panic.over = False
                     self._over()
                 time.sleep(_PAUSE)
         except BaseException as error:  # the sink's: a console that is gone ends the run

@@ -21,7 +21,7 @@ from typing import Any
 
 from qemu.qmp import QMPError
 
-from ...errors import SdeivirtError, StateError, UsageError
+from ...errors import EnvironmentUnavailableError, SdeivirtError, StateError, UsageError
 from ...smccc.psci import Power
 from ..base import RAM_BASE, ExitReason, Machine, MachineConfig, Outcome
 from ..report import FaultReport
@@ -35,7 +35,7 @@ from .kicks import Kicker
 from .layout import Mailbox
 from .options import QemuOptions
 from .power import QemuPower
-from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, find_qemu
+from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, check_arguments, find_qemu
 from .qtest import Qtest
 from .vcpu import QemuVcpu
 
@@ -47,6 +47,7 @@ _MIN_MEMORY = 8 << 20
 _SWITCH_INTERVAL = 1e-4  # other threads of ours must not keep a vCPU waiting for the GIL
 _POLL_SECONDS = 0.001
 _HOLD_SECONDS = 1.0
+_BOOT_SECONDS = 15.0
 _MAX_WARNINGS = 20
 _WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
 
@@ -81,6 +82,7 @@ class QemuMachine(Machine):
             raise UsageError(f"machine qemu needs more than {config.memory >> 20} MiB", "give it 8M or more")
         self.options = options
         find_qemu(options.qemu)
+        check_arguments(options.arguments)
         super().__init__(config)
         self.calling: QemuVcpu | None = None  # whose request is being answered
         self.holding = False  # vCPUs that stop are not to go on
@@ -210,7 +212,7 @@ class QemuMachine(Machine):
 
     def reset(self) -> None:
         """The guest, or somebody through QMP, resets the machine. From any thread."""
-        if self.config.restart and not self._panicked:
+        if self.config.restart:
             self._resetting = True
             self._post(self._wake.set)
         else:
@@ -324,6 +326,7 @@ class QemuMachine(Machine):
             tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
             await process.execute("cont")
             self._started.set()
+            await self._comes_up()
             while self._ending is None and not self._resetting:
                 await self._wake.wait()
                 self._wake.clear()
@@ -339,9 +342,20 @@ class QemuMachine(Machine):
             finally:
                 process.abandon()
 
+    async def _comes_up(self) -> None:
+        """Wait for the monitor's first request: not every CPU model can run it."""
+        until = time.monotonic() + _BOOT_SECONDS
+        while not self.vcpus[0].served and self._ending is None:
+            if time.monotonic() > until and not self._paused:
+                raise EnvironmentUnavailableError(
+                    f"the CPU model {self.options.cpu!r} does not start",
+                    "choose a 64-bit one with EL2, such as cortex-a72",
+                )
+            await asyncio.sleep(0.01)
+
     def _conclude(self) -> None:
         reason = self._ending or ExitReason.FAULT
-        if self._panicked and reason in (ExitReason.POWER_OFF, ExitReason.RESET, ExitReason.ALL_OFF):
+        if self._panicked and reason is ExitReason.RESET:
             reason = ExitReason.PANIC
         faults = self.faults()
         if reason is ExitReason.TIME_LIMIT:
@@ -410,7 +424,9 @@ class QemuMachine(Machine):
         self.vcpus[index].stop_faulted(reason)
 
     def _panic_is_over(self) -> None:
-        self.end(ExitReason.PANIC)
+        """The last words of a panic. Linux masks PEs before it says them; with none masked somebody quotes it."""
+        if any(pe.online and pe.masked for pe in self.firmware.pes):
+            self.end(ExitReason.PANIC)
 
     # -- QEMU
 

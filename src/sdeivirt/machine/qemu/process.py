@@ -25,7 +25,16 @@ from ...errors import EnvironmentUnavailableError, UsageError
 from ..base import RAM_BASE, MachineConfig
 from .options import QemuOptions
 
-__all__ = ["BELL_SLOT", "GDB_SOCKET", "QMP_SOCKET", "QemuDiedError", "QemuProcess", "command_line", "find_qemu"]
+__all__ = [
+    "BELL_SLOT",
+    "GDB_SOCKET",
+    "QMP_SOCKET",
+    "QemuDiedError",
+    "QemuProcess",
+    "check_arguments",
+    "command_line",
+    "find_qemu",
+]
 
 BELL_SLOT = 0x1E
 QMP_SOCKET = "qmp.sock"
@@ -78,7 +87,7 @@ def command_line(
     words += [
         *("-serial", "chardev:sdeivirt-serial"),
         *("-device", f"pci-serial,chardev=sdeivirt-bell,addr={BELL_SLOT:#x}"),
-        *("-object", "qtest,id=sdeivirt-qtest-server,chardev=sdeivirt-qtest"),
+        *("-object", f"qtest,id=sdeivirt-qtest-server,chardev=sdeivirt-qtest,log={os.devnull}"),
         *("-qmp", "chardev:sdeivirt-qmp"),
     ]
     if config.directory is not None:
@@ -88,6 +97,43 @@ def command_line(
             raise UsageError("a socket for gdb needs a directory", "give the machine one")
         words += ["-gdb", f"unix:{config.directory / GDB_SOCKET},server=on,wait=off"]
     return words + list(options.arguments)
+
+
+# What QEMU is told by us, and how to tell us.
+_OURS = {
+    "smp": "--vcpus",
+    "m": "--memory",
+    "cpu": "--cpu",
+    "kernel": "--kernel",
+    "initrd": "--initrd",
+    "append": "--append",
+    "gdb": "--gdb",
+    "s": "--gdb",
+    "S": "",
+    "dtb": "",
+    "bios": "",
+    "accel": "",
+    "enable-kvm": "",
+    "daemonize": "",
+    "nographic": "",
+}
+_OUR_MACHINE = ("gic-version", "virtualization", "secure", "memory-backend", "accel", "dumpdtb", "type", "virt-")
+
+
+def check_arguments(arguments: Sequence[str]) -> Sequence[str]:
+    """The user's own arguments again. Raises UsageError for those that would contradict ours."""
+    for i, word in enumerate(arguments):
+        name = word.lstrip("-")
+        if not word.startswith("-"):
+            continue
+        if name in _OURS:
+            how = f"say {_OURS[name]} instead" if _OURS[name] else "leave it out: sdeivirt decides that"
+            raise UsageError(f"QEMU cannot be given {word}", how)
+        if name in ("machine", "M") and i + 1 < len(arguments):
+            for part in arguments[i + 1].split(","):
+                if part.startswith(_OUR_MACHINE):
+                    raise UsageError(f"QEMU cannot be given {word} {part}", "its machine is virt with a GICv3 and EL2")
+    return arguments
 
 
 class QemuProcess:
@@ -169,7 +215,8 @@ class QemuProcess:
             how += f": {said[-1].strip().removeprefix(f'{_NAME}: ')}"
         if self.version:
             return QemuDiedError(f"QEMU {how}", "start the VM again")
-        return QemuDiedError(f"QEMU did not start: it {how}", "`sdeivirt run --dry-run` shows its command line")
+        hint = f"`{self.binary.name} -cpu help` and `-device help` list what there is; --dry-run shows the command line"
+        return QemuDiedError(f"QEMU did not start: it {how}", hint)
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """A QMP command; its return value. Raises QMPError, or QemuDiedError."""
