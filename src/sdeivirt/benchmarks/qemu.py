@@ -207,7 +207,7 @@ def _throughput(files: LinuxFiles, rounds: int, quick: bool) -> Iterator[Row]:
             for shell in shells.values():
                 _nanoseconds(shell, command)
             times: dict[str, list[float]] = {where: [] for where in shells}
-            for _ in range(rounds):
+            for _ in range(3 * rounds):  # they are short, and scatter most of all figures
                 for where, shell in shells.items():
                     times[where].append(_nanoseconds(shell, command))
             base = times["plain"]
