@@ -2,7 +2,10 @@
 """Machines: engines that run a guest, behind one contract.
 
 base.py       the contract, and all that machines share
+threaded.py   the life of a machine with a thread of its own
+watchdog.py   a limit on how long a handler may run
 report.py     status and fault records
+disassembly.py  the code around a fault
 images.py     ELF and arm64 Image files
 unicorn/      the embedded machine
 qemu/         stock QEMU under our EL2 monitor

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import platform
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from typing import Any
 
 from qemu.qmp import QMPError
 
-from ...errors import EnvironmentUnavailableError, SdeivirtError, StateError, UsageError
+from ...errors import EnvironmentUnavailableError, SdeivirtError, UsageError
 from ...smccc.psci import Power
-from ..base import RAM_BASE, ExitReason, Machine, MachineConfig, Outcome
+from ..base import RAM_BASE, ExitReason, MachineConfig
 from ..report import FaultReport
-from ..watchdog import Watchdog
+from ..threaded import ThreadedMachine
 from . import layout
 from .boot import Payload, block_address, lay_out, total_memory
 from .bound import BoundInterrupts
@@ -44,7 +43,6 @@ __all__ = ["QemuMachine", "show_command"]
 _log = logging.getLogger(__name__)
 
 _MIN_MEMORY = 8 << 20
-_SWITCH_INTERVAL = 1e-4  # other threads of ours must not keep a vCPU waiting for the GIL
 _POLL_SECONDS = 0.001
 _HOLD_SECONDS = 1.0
 _BOOT_SECONDS = 15.0
@@ -65,7 +63,7 @@ def show_command(config: MachineConfig) -> str:
         process.abandon()
 
 
-class QemuMachine(Machine):
+class QemuMachine(ThreadedMachine):
     """N vCPUs in a QEMU process of their own."""
 
     kind = "qemu"
@@ -95,42 +93,20 @@ class QemuMachine(Machine):
         self._console: Console | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event  # one of the next two has changed
-        self._ending: ExitReason | None = None
         self._resetting = False
-        self._paused = False
-        self._error: BaseException | None = None
-        self._outcome: Outcome | None = None
-        self._thread: threading.Thread | None = None
         self._started = threading.Event()
-        self._finished = threading.Event()
         self._order = threading.Lock()
         self._warned: set[str] = set()
-        self._watch = Watchdog(self, config.watchdog) if config.watchdog is not None else None
 
     # -- the contract
 
-    @property
-    def state(self) -> str:
-        if self._thread is None:
-            return "created"
-        if self._finished.is_set():
-            return "stopped"
-        return "paused" if self._paused else "running"
-
     def load(self, path: Path | str) -> None:
-        if self._thread is not None:
-            raise StateError("a guest is loaded before the machine starts")
+        self._may_load()
         self._payload = Payload.read(Path(path), self.options.initrd, RAM_BASE + self.config.memory)
 
     def start(self) -> None:
         """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
-        if self._payload is None:
-            raise StateError("no guest is loaded", "call load() first")
-        if self._thread is not None:
-            raise StateError("the machine has been started already")
-        self.firmware.freeze()
-        self._thread = threading.Thread(target=self._run, name=f"{self.config.name}-qemu", daemon=True)
-        self._thread.start()
+        self._start_thread(self._payload is not None)
         self._started.wait()
         if self._finished.is_set() and self._error is not None:
             raise self._error
@@ -140,25 +116,6 @@ class QemuMachine(Machine):
 
     def resume(self) -> None:
         self._execute("cont")
-
-    def stop(self) -> None:
-        self.end(ExitReason.STOPPED)
-
-    def wait(self, limit: float | None = None) -> Outcome:
-        if self._thread is None:
-            raise StateError("the machine has not been started", "call start() first")
-        if not self._finished.wait(limit):
-            self.end(ExitReason.TIME_LIMIT)
-            self._finished.wait()
-        if self._error is not None:
-            raise self._error
-        assert self._outcome is not None
-        return self._outcome
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self.end(ExitReason.STOPPED)
-            self._thread.join()
 
     def type_in(self, data: bytes) -> int:
         return self._console.type_in(data) if self._console is not None else 0
@@ -205,10 +162,10 @@ class QemuMachine(Machine):
 
     # -- ends
 
-    def end(self, reason: ExitReason) -> None:
-        """End the run; the first reason counts. From any thread."""
-        self._ending = self._ending or reason
+    def _ending_set(self) -> None:
         self._post(lambda: self._wake.set())
+        if self._finished.is_set():
+            self._started.set()  # or never will be
 
     def reset(self) -> None:
         """The guest, or somebody through QMP, resets the machine. From any thread."""
@@ -255,11 +212,6 @@ class QemuMachine(Machine):
             with contextlib.suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(call)
 
-    def crash(self, error: BaseException) -> None:
-        """A defect of the host's: end the run and raise it in wait()."""
-        self._error = self._error or error
-        self.end(ExitReason.FAULT)
-
     def _execute(self, command: str) -> None:
         """Run a QMP command from another thread, and wait for it."""
         process, loop = self._process, self._loop
@@ -270,23 +222,8 @@ class QemuMachine(Machine):
         except (QMPError, SdeivirtError, RuntimeError, asyncio.CancelledError) as error:
             _log.debug("the machine ended meanwhile: %s", error)
 
-    def _run(self) -> None:
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
-        if self._watch is not None:
-            self._watch.start()
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:
-            self._error = self._error or error
-        finally:
-            if self._watch is not None:
-                self._watch.cancel()
-            sys.setswitchinterval(interval)
-            if self._outcome is None:
-                self._outcome = Outcome(self._ending or ExitReason.FAULT, self.faults())
-            self._finished.set()
-            self._started.set()
+    def _work(self) -> None:
+        asyncio.run(self._main())
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -298,7 +235,8 @@ class QemuMachine(Machine):
                 self.firmware.sdei.reset()
                 self.firmware.psci.reset()
             await self._one_power_cycle()
-        self._conclude()
+        if self._panicked and self._ending is ExitReason.RESET:
+            self._ending = ExitReason.PANIC
 
     async def _one_power_cycle(self) -> None:
         """From power-up to the end of the run, or to a reset.
@@ -353,14 +291,11 @@ class QemuMachine(Machine):
                 )
             await asyncio.sleep(0.01)
 
-    def _conclude(self) -> None:
-        reason = self._ending or ExitReason.FAULT
-        if self._panicked and reason is ExitReason.RESET:
-            reason = ExitReason.PANIC
+    def _final_reports(self) -> list[FaultReport]:
         faults = self.faults()
-        if reason is ExitReason.TIME_LIMIT:
+        if self._ending is ExitReason.TIME_LIMIT:
             faults += [vcpu.report("still running when the time was up") for vcpu in self.vcpus if vcpu.held]
-        self._outcome = Outcome(reason, faults)
+        return faults
 
     # -- requests
 

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
-from ...errors import StateError, UsageError
+from ...errors import UsageError
 from ...sdei.model import bits
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
-from ..base import RAM_BASE, UART_BASE, ExitReason, Machine, MachineConfig, Outcome
+from ..base import RAM_BASE, UART_BASE, ExitReason, MachineConfig
 from ..images import GuestImage, read_image
 from ..pl011 import Pl011
 from ..report import FaultReport
-from ..watchdog import Watchdog
+from ..threaded import ThreadedMachine
 from . import stub
 from .binding import Engine, EngineError
 from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
@@ -28,12 +28,8 @@ from .vcpu import UnicornVcpu, VcpuState
 
 __all__ = ["UnicornMachine"]
 
-# While a guest runs beside other Python threads, its hooks wait for the GIL. The default of
-# 5 ms would make a hypercall 100 times slower.
-_SWITCH_INTERVAL = 1e-4
 
-
-class UnicornMachine(Machine):
+class UnicornMachine(ThreadedMachine):
     """N vCPUs, each a Unicorn engine, taking turns on one thread."""
 
     kind = "unicorn"
@@ -67,17 +63,8 @@ class UnicornMachine(Machine):
         self._wake = threading.Event()
         self._command = threading.Condition()
         self._pause = False
-        self._paused = False
-        self._ending: ExitReason | None = None
         self._reset = False
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        self._finished = threading.Event()
-        self._outcome: Outcome | None = None
         self._stuck: tuple[int, str] | None = None
-        self._watch: Watchdog | None = None
-        if config.watchdog is not None:
-            self._watch = Watchdog(self, config.watchdog)
 
     # -- the contract
 
@@ -85,29 +72,15 @@ class UnicornMachine(Machine):
     def scheduler(self) -> str:
         return self._scheduler.name
 
-    @property
-    def state(self) -> str:
-        if self._thread is None:
-            return "created"
-        if self._finished.is_set():
-            return "stopped"
-        return "paused" if self._paused else "running"
-
     def load(self, path: Path | str) -> None:
-        if self._thread is not None:
-            raise StateError("a guest is loaded before the machine starts")
+        self._may_load()
         self._image = read_image(Path(path), RAM_BASE, self.ram_size)
         self._place()
 
     def start(self) -> None:
-        if self._image is None:
-            raise StateError("no guest is loaded", "call load() first")
-        if self._thread is not None:
-            raise StateError("the machine has been started already")
-        self.firmware.freeze()
-        self._boot()
-        self._thread = threading.Thread(target=self._run, name=f"{self.config.name}-vcpus", daemon=True)
-        self._thread.start()
+        if self._image is not None and self._thread is None:
+            self._boot()
+        self._start_thread(self._image is not None)
 
     def pause(self) -> None:
         with self._command:
@@ -120,25 +93,6 @@ class UnicornMachine(Machine):
             self._pause = False
             self._command.notify_all()
         self._wake.set()
-
-    def stop(self) -> None:
-        self._end(ExitReason.STOPPED)
-
-    def wait(self, limit: float | None = None) -> Outcome:
-        if self._thread is None:
-            raise StateError("the machine has not been started", "call start() first")
-        if not self._finished.wait(limit):
-            self._end(ExitReason.TIME_LIMIT)
-            self._finished.wait()
-        if self._error is not None:
-            raise self._error
-        assert self._outcome is not None
-        return self._outcome
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self._end(ExitReason.STOPPED)
-            self._thread.join()
 
     def type_in(self, data: bytes) -> int:
         return self.uart.type_in(data)
@@ -154,10 +108,8 @@ class UnicornMachine(Machine):
         self._scheduler.request_stop()
         self._wake.set()
 
-    def _end(self, reason: ExitReason) -> None:
+    def _ending_set(self) -> None:
         with self._command:
-            if self._ending is None:
-                self._ending = reason
             self._command.notify_all()
         self._interrupt()
 
@@ -273,29 +225,13 @@ class UnicornMachine(Machine):
         self._stuck = (index, f"the handler of event {event:#x} has run for more than {limit:g} s")
         self._interrupt()
 
-    def crash(self, error: BaseException) -> None:
-        """A defect of the host's, inside a hook: end the run and raise it in wait()."""
-        self._error = self._error or error
-        self._ending = self._ending or ExitReason.FAULT
-
     # -- the thread
 
-    def _run(self) -> None:
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(min(interval, _SWITCH_INTERVAL))
-        if self._watch is not None:
-            self._watch.start()
+    def _work(self) -> None:
         try:
             self._loop()
-        except BaseException as error:
-            self.crash(error)
         finally:
-            try:
-                self.uart.flush()
-            except BaseException as error:
-                self.crash(error)
-            sys.setswitchinterval(interval)
-            self._finish()
+            self.uart.flush()
 
     def _loop(self) -> None:
         scheduler = self._scheduler
@@ -378,21 +314,15 @@ class UnicornMachine(Machine):
             vcpu.forget_code()
         self._boot()
 
-    def _finish(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        reason = self._ending or ExitReason.FAULT
+    def _final_reports(self) -> list[FaultReport]:
         faults = self.faults()
-        if reason is ExitReason.TIME_LIMIT:
+        if self._ending is ExitReason.TIME_LIMIT:
             faults += [
                 vcpu.report(f"still {_DOING[vcpu.state]} when the time was up")
                 for vcpu in self.vcpus
                 if vcpu.state in _DOING and vcpu.started
             ]
-        with self._command:
-            self._outcome = Outcome(reason, faults)
-            self._finished.set()
-            self._command.notify_all()
+        return faults
 
 
 _DOING = {
