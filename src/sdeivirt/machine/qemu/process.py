@@ -81,6 +81,7 @@ def command_line(
         *("-device", f"loader,addr={entry:#x},cpu-num=0"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
         *("-global", "fw_cfg_mem.dma_enabled=off"),  # it writes wherever the guest says, monitor included
+        *("-global", "virtio-net-pci.romfile="),  # nobody boots from it, and the ROM is a package of its own
     ]
     for name, fd in zip(_CHANNELS, channels, strict=True):
         words += ["-chardev", f"socket,id=sdeivirt-{name},fd={fd}"]
