@@ -263,7 +263,7 @@ def test_the_newest_kernel_is_another_one() -> None:
 def test_without_sdei_the_client_refuses_and_the_guest_lives_on(which: str) -> None:
     assets = fetch.fetch(which)
     command = ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "cortex-a72", "-smp", "2", "-m", "512"]
-    command += ["-kernel", str(assets.image), "-initrd", str(assets.initrd), "-nographic", "-no-reboot"]
+    command += ["-kernel", str(assets.image), "-initrd", str(assets.initrd), "-nic", "none", "-nographic", "-no-reboot"]
     command += ["-append", "console=ttyAMA0 quiet run=hotplug cycles=1 client.events=0"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=True)
     assert "no SDEI: the kernel found no firmware that offers it" in done.stdout
