@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sdeivirt.machine import MachineConfig, open_machine
+from sdeivirt.machine import ExitReason, MachineConfig, open_machine
 from sdeivirt.machine.base import EngineOptions, Machine
 from sdeivirt.machine.qemu.options import QemuOptions
 from sdeivirt.sdei.model import Handler, Pe
@@ -17,7 +17,7 @@ from sdeivirt.sdei.observer import Observer
 
 from .asm import assemble
 
-__all__ = ["DEADLINE", "KINDS", "NEEDS_QEMU", "Console", "Until", "boot", "engine"]
+__all__ = ["DEADLINE", "KINDS", "NEEDS_QEMU", "Console", "Until", "boot", "engine", "takes_every_event"]
 
 DEADLINE = 30
 
@@ -80,3 +80,19 @@ class Console:
     def shows(self, text: str) -> None:
         with self._condition:
             assert self._condition.wait_for(lambda: text in self.text, DEADLINE), self.text
+
+
+def takes_every_event(machine: Machine, count: int) -> None:
+    """Injects events one by one into the guest COUNTING, which notices what is done twice or not at all."""
+    until, console = Until(machine), Console(machine)
+    machine.start()
+    console.shows("R\n")
+    for i in range(count):
+        machine.inject(0, 0)
+        until.reaches(i + 1)
+    machine.stop()
+    outcome = machine.wait(10)
+    assert outcome.reason is ExitReason.STOPPED
+    assert not outcome.faults
+    report = machine.status().events[0].handlers[0]
+    assert (report.injected, report.delivered, report.completed) == (count, count, count)

@@ -20,7 +20,7 @@ from sdeivirt.sdei import EventDefinition, Priority
 
 from .asm import assemble
 from .guest_texts import COUNTING, HANDLER_THAT_SPINS, PING_PONG
-from .machine_support import DEADLINE, KINDS, Console, Until, boot, engine
+from .machine_support import DEADLINE, KINDS, Console, Until, boot, engine, takes_every_event
 
 pytestmark = [pytest.mark.machine, pytest.mark.parametrize("kind", KINDS)]
 
@@ -48,20 +48,8 @@ def test_the_selftest_passes(kind: str, vcpus: int) -> None:
 
 
 def test_a_masked_spinning_guest_takes_every_event_between_two_instructions(kind: str) -> None:
-    count = 1000
     with boot(kind, COUNTING) as machine:
-        until, console = Until(machine), Console(machine)
-        machine.start()
-        console.shows("R\n")
-        for i in range(count):
-            machine.inject(0, 0)
-            until.reaches(i + 1)
-        machine.stop()
-        outcome = machine.wait(10)
-        assert outcome.reason is ExitReason.STOPPED
-        assert not outcome.faults
-        report = machine.status().events[0].handlers[0]
-        assert (report.injected, report.delivered, report.completed) == (count, count, count)
+        takes_every_event(machine, 1000)
 
 
 def test_two_vcpus_signal_each_other(kind: str) -> None:

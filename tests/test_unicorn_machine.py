@@ -10,7 +10,7 @@ from sdeivirt.machine.unicorn import UnicornMachine
 from sdeivirt.machine.unicorn.schedulers import DeterministicScheduler
 
 from .guest_texts import COUNTING, PING_PONG
-from .machine_support import DEADLINE, Console, Until
+from .machine_support import DEADLINE, Console, Until, takes_every_event
 from .machine_support import boot as boot_any
 
 pytestmark = pytest.mark.machine
@@ -26,18 +26,7 @@ def boot(body: str, seed: int | None = None, **config: object) -> UnicornMachine
 def test_a_masked_spinning_guest_takes_every_event_between_two_instructions(seed: int | None) -> None:
     count = 3000 if seed is None else 100
     with boot(COUNTING, seed) as machine:
-        until, console = Until(machine), Console(machine)
-        machine.start()
-        console.shows("R\n")
-        for i in range(count):
-            machine.inject(0, 0)
-            until.reaches(i + 1)
-        machine.stop()
-        outcome = machine.wait(10)
-        assert outcome.reason is ExitReason.STOPPED
-        assert not outcome.faults
-        report = machine.status().events[0].handlers[0]
-        assert (report.injected, report.delivered, report.completed) == (count, count, count)
+        takes_every_event(machine, count)
 
 
 def trace(seed: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

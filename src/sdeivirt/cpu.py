@@ -99,6 +99,12 @@ MODE_EL1h = 0b00101
 AARCH32_DIT = 1 << 21  # where an AArch32 SPSR keeps DIT
 
 
+# Syndromes of exceptions, ESR_ELx, Arm ARM D24.2.40.
+ESR_IL = 1 << 25
+ESR_WNR = 1 << 6
+SYNCHRONOUS_EXTERNAL_ABORT = 0x10  # as fault status code
+
+
 def synchronous_vector(pstate: int) -> int:
     """Where EL1's vectors have the entry for a synchronous exception from this PSTATE, Arm ARM D1.3.1.5."""
     if pstate & PSTATE_nRW:

@@ -176,6 +176,11 @@ class QemuMachine(ThreadedMachine):
             self.end(ExitReason.RESET)
 
     @property
+    def _goes_on(self) -> bool:
+        """Whether this QEMU is to run on: nobody has asked for the end or for a reset."""
+        return self._ending is None and not self._resetting
+
+    @property
     def _panicked(self) -> bool:
         return self._console is not None and self._console.panic.panicked
 
@@ -265,7 +270,7 @@ class QemuMachine(ThreadedMachine):
             await process.execute("cont")
             self._started.set()
             await self._comes_up()
-            while self._ending is None and not self._resetting:
+            while self._goes_on:
                 await self._wake.wait()
                 self._wake.clear()
             if self._ending is ExitReason.TIME_LIMIT:
@@ -318,7 +323,7 @@ class QemuMachine(ThreadedMachine):
             until = time.perf_counter() + _POLL_SECONDS
             while time.perf_counter() < until:
                 self._serve()
-            if self._process is process and self._ending is None and not self._resetting:
+            if self._process is process and self._goes_on:
                 loop.call_soon(poll)
 
         loop.add_reader(process.qtest, answer)
@@ -384,8 +389,8 @@ class QemuMachine(ThreadedMachine):
         """QEMU's end is ours."""
         assert process.process is not None
         await process.process.wait()
-        if self._ending is None and not self._resetting:
+        if self._goes_on:
             # A QEMU that was asked to end has said so on its way out.
             await asyncio.sleep(0.2)
-            if self._ending is None and not self._resetting:
+            if self._goes_on:
                 self.crash(await process.death())

@@ -6,7 +6,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ...cpu import PC, PSTATE, SCTLR, CpuFeatures, synchronous_vector
+from ...cpu import (
+    ESR_IL,
+    ESR_WNR,
+    PC,
+    PSTATE,
+    SCTLR,
+    SYNCHRONOUS_EXTERNAL_ABORT,
+    CpuFeatures,
+    synchronous_vector,
+)
 from ...sdei.model import Frame, Pe
 from ..disassembly import around
 from ..report import FaultReport
@@ -29,9 +38,6 @@ _CONTEXT = slice(Mailbox.CONTEXT, Mailbox.CONTEXT + _CONTEXT_WORDS)
 EC_SHIFT = 26
 EC_DATA_OR_INSTRUCTION_ABORT = (0x20, 0x24)
 EC_SAME_LEVEL = 1  # added to either, for an abort at EL1 itself
-ESR_IL = 1 << 25
-ESR_WNR = 1 << 6
-SYNCHRONOUS_EXTERNAL_ABORT = 0x10
 PAR_FAILED = 1
 PAR_ADDRESS = 0x000F_FFFF_FFFF_F000
 

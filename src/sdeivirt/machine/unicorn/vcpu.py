@@ -8,7 +8,19 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...cpu import CONTEXT_REGISTERS, PC, PSTATE, PSTATE_DAIF, PSTATE_NZCV, SCTLR, MODE_EL1h, synchronous_vector
+from ...cpu import (
+    CONTEXT_REGISTERS,
+    ESR_IL,
+    ESR_WNR,
+    PC,
+    PSTATE,
+    PSTATE_DAIF,
+    PSTATE_NZCV,
+    SCTLR,
+    SYNCHRONOUS_EXTERNAL_ABORT,
+    MODE_EL1h,
+    synchronous_vector,
+)
 from ...sdei.model import Pe
 from ..disassembly import around
 from ..report import FaultReport
@@ -32,9 +44,6 @@ _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
 EC_WFX = 0x01
 EC_INSTRUCTION_ABORT = 0x20
 EC_DATA_ABORT = 0x24
-ESR_IL = 1 << 25
-ESR_WNR = 1 << 6
-SYNCHRONOUS_EXTERNAL_ABORT = 0x10
 SCTLR_M = 1
 
 
