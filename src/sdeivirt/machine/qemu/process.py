@@ -22,7 +22,7 @@ from typing import Any
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from ...errors import EnvironmentUnavailableError, UsageError
-from ..base import RAM_BASE, MachineConfig
+from ..base import MachineConfig
 from .options import QemuOptions
 
 __all__ = [
@@ -273,8 +273,3 @@ class QemuProcess:
                 os.close(one)
             else:
                 one.close()
-
-    def load(self, address: int, data: bytes) -> None:
-        """Write into the guest's RAM, before the guest runs."""
-        offset = address - RAM_BASE
-        self.ram[offset : offset + len(data)] = data
