@@ -3,8 +3,10 @@
 
     python guests/build.py [--out DIR] [--force]
 
-Every *.c file next to this one is a guest; NAME_asm.S and all of lib/ are linked into it.
-monitor/ is the program under which guests run on QEMU.
+Every *.c file next to this one is a guest; NAME_asm.S and all of lib/ are linked into it. Any other *.S file is
+a guest by itself.
+conform/ is the conformance suite, hostile/ a guest that attacks; monitor/ the program under which guests run on QEMU,
+image/ the head of an arm64 Image around a guest.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ FLAGS = [
 LINK_FLAGS = ["-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096", "-g0"]
 
 
+# Guests with a folder of their own.
+_OF_MANY_FILES = ("conform", "hostile")
 _INPUTS = {".c", ".h", ".S", ".ld", ".py"}
 
 
@@ -53,11 +57,17 @@ def _programs(guests: Path) -> list[_Program]:
     def of(folder: str) -> list[Path]:
         return sorted([*(guests / folder).glob("*.S"), *(guests / folder).glob("*.c")])
 
-    programs = [_Program("monitor", of("monitor"), guests / "monitor" / "monitor.ld")]
+    programs = [
+        _Program("monitor", of("monitor"), guests / "monitor" / "monitor.ld"),
+        _Program("image", of("image"), guests / "image" / "image.ld"),
+    ]
     for main in sorted(guests.glob("*.c")):
         extra = guests / f"{main.stem}_asm.S"
         sources = [*of("lib"), *([extra] if extra.exists() else []), main]
         programs.append(_Program(main.stem, sources, guests / "lib" / "link.ld"))
+    programs += [_Program(name, [*of("lib"), *of(name)], guests / "lib" / "link.ld") for name in _OF_MANY_FILES]
+    plain = [path for path in sorted(guests.glob("*.S")) if not path.stem.endswith("_asm")]
+    programs += [_Program(path.stem, [path], guests / "lib" / "link.ld") for path in plain]
     return programs
 
 
@@ -88,7 +98,13 @@ def build(root: Path, out: Path, *, force: bool = False) -> list[Path]:
     """Builds every program of the source tree `root` into `out`; returns the ELF files."""
     guests = root / "guests"
     programs = _programs(guests)
-    folders = (guests, guests / "lib", guests / "monitor")
+    folders = (
+        guests,
+        guests / "lib",
+        guests / "monitor",
+        guests / "image",
+        *(guests / name for name in _OF_MANY_FILES),
+    )
     everything = [path for folder in folders for path in folder.iterdir() if path.suffix in _INPUTS]
     targets = {program.name: out / f"{program.name}.elf" for program in programs}
     stale = [program for program in programs if force or not _up_to_date(targets[program.name], everything)]

@@ -33,7 +33,8 @@ void result_failed(const char *fmt, ...)
 	psci_system_off();
 }
 
-__attribute__((noreturn)) void unexpected_exception(u64 vector, u64 esr, u64 elr, u64 far, u64 spsr)
+/* A guest may have one of its own. */
+__attribute__((weak, noreturn)) void unexpected_exception(u64 vector, u64 esr, u64 elr, u64 far, u64 spsr)
 {
 	struct cpu *cpu = this_cpu();
 
@@ -124,7 +125,8 @@ __attribute__((noreturn)) void boot(u64 dtb, u64 current_el)
 			__asm__ volatile("wfi");
 	}
 	/* x0 below RAM is no device tree: QEMU leaves 0 there for an ELF and puts the tree at the RAM base. */
-	if (!(dtb >= RAM_BASE && fdt_open(&f, dtb)) && !fdt_open(&f, RAM_BASE))
+	machine.dtb = dtb >= RAM_BASE && fdt_open(&f, dtb) ? dtb : RAM_BASE;
+	if (!fdt_open(&f, machine.dtb))
 		result_failed("no device tree");
 
 	/* The conduit first: without it even a failure cannot power off. */

@@ -46,6 +46,7 @@ static inline struct cpu *this_cpu(void)
 
 /* What the device tree says; filled in before guest_main() runs. */
 struct machine {
+	u64 dtb;		/* the device tree's address */
 	u64 uart;
 	u32 nr_cpus;
 	bool has_sdei;
@@ -81,6 +82,7 @@ void print(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 void uart_init(u64 base);
 void uart_write(const char *s, size_t len);
+int uart_read(void);		/* a byte, or -1 if none is there */
 
 /* PSCI */
 #define PSCI_CPU_ON64	0xc4000003u

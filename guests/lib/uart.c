@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* PL011, output only. */
+/* PL011, polled. */
 #include "guest.h"
 
 #define UARTDR		0x00
 #define UARTFR		0x18
 #define UARTFR_TXFF	(1u << 5)
+#define UARTFR_RXFE	(1u << 4)
 #define UARTLCR_H	0x2c
 #define UARTLCR_H_8N1	0x70	/* 8 bits, FIFOs on */
 #define UARTCR		0x30
@@ -30,4 +31,9 @@ void uart_write(const char *s, size_t len)
 			relax();
 		reg_write(UARTDR, (u8)*s);
 	}
+}
+
+int uart_read(void)
+{
+	return reg_read(UARTFR) & UARTFR_RXFE ? -1 : (int)(reg_read(UARTDR) & 0xff);
 }
