@@ -498,9 +498,19 @@ static void case_edge(void)
 
 	bind(s, "edge", UNUSED);
 	make_edge(UNUSED);
+	pe_unmask(s);
+	/* An edge that came before the event was registered is not an event, nor is one that the last client left. */
+	raise();
 	enlist(s, SDEI_RM_ANY, 0);
 	enable(s);
-	pe_unmask(s);
+	exactly(s, n, "raised before EVENT_REGISTER");
+	disable(s);
+	wait_off(s);
+	raise();
+	leave(s);
+	enlist(s, SDEI_RM_ANY, 0);
+	enable(s);
+	exactly(s, n, "raised before EVENT_UNREGISTER");
 	while (n < EDGE_ROUNDS) {
 		raise();
 		WAIT(s->count > n, "edge: raised %lu times, handled %lu times", n + 1, s->count);

@@ -30,6 +30,7 @@ GICR_STRIDE = 0x20000
 GICR_WAKER = 0x14
 GICR_SGI_BASE = 0x10000
 GICR_ISPENDR0 = 0x0200
+GICD_ICPENDR = 0x0280
 GICR_ICACTIVER0 = 0x0380
 FIRST_SPI = 32
 
@@ -100,7 +101,10 @@ class Gic:
         return self._private(vcpu) if intid < FIRST_SPI else self._distributor
 
     def _group_lines(self, intid: int, vcpu: int, ours: bool) -> str:
-        """Disable an interrupt and move it to group 0, or back to group 1."""
+        """Disable an interrupt and move it to group 0, or back to group 1.
+
+        An edge that came before was for its old owner, so it is forgotten. A level that is still up stays pending.
+        """
         word, bit = intid // 32, 1 << intid % 32
         if intid < FIRST_SPI:
             self._group0[vcpu] = group = self._group0[vcpu] | bit if ours else self._group0[vcpu] & ~bit
@@ -110,7 +114,9 @@ class Gic:
             group = self._group0_spi[word] = group | bit if ours else group & ~bit
         base = self._bank(intid, vcpu) + 4 * word
         return (
-            f"writel {base + GICD_ICENABLER:#x} {bit:#x}\nwritel {base + GICD_IGROUPR:#x} {~group & 0xFFFF_FFFF:#x}\n"
+            f"writel {base + GICD_ICENABLER:#x} {bit:#x}\n"
+            f"writel {base + GICD_ICPENDR:#x} {bit:#x}\n"
+            f"writel {base + GICD_IGROUPR:#x} {~group & 0xFFFF_FFFF:#x}\n"
         )
 
     def enable(self, intid: int, vcpu: int, on: bool) -> None:
