@@ -51,3 +51,47 @@ def bench(
     else:
         print(render(rows))
     return 1 if check and any(row.met is False for row in rows) else 0
+
+
+@app.command
+def memory(
+    machine: Annotated[
+        Literal["core", "unicorn", "qemu"] | None, Parameter(help="What is measured; core and unicorn by default.")
+    ] = None,
+    /,
+    *,
+    events: Annotated[int, Parameter(help="How many events are delivered and completed on each.")] = 10_000_000,
+    check: Annotated[bool, Parameter(help="Exit with 1 if memory grows.", negative="")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> int:
+    """Measure whether memory grows with the number of events: some minutes for ten million.
+
+    The resident set of this process, and of QEMU's, is taken at each tenth;
+    after the first fifth it must not grow by more than 1 MiB.
+    """
+    from ..benchmarks.memory import SAMPLES, measure, render_samples
+    from ..benchmarks.report import Row, render
+
+    if not SAMPLES <= events <= 10_000_000_000:
+        raise UsageError(f"{events} events cannot be measured", f"{SAMPLES} to ten thousand million can")
+    rows: list[Row] = []
+    samples = {}
+    for name in ("core", "unicorn") if machine is None else (machine,):
+        found, growths = measure(name, events, lambda line: print(line, file=sys.stderr, flush=True))
+        samples[name] = found
+        rows += growths
+    if json_:
+        print(
+            json.dumps(
+                {
+                    "samples": {name: [dataclasses.asdict(one) for one in found] for name, found in samples.items()},
+                    "growth": [{**dataclasses.asdict(row), "met": row.met} for row in rows],
+                },
+                indent=2,
+            )
+        )
+    else:
+        print("\n".join(render_samples(name, found) for name, found in samples.items()))
+        print()
+        print(render(rows))
+    return 1 if check and any(row.met is False for row in rows) else 0

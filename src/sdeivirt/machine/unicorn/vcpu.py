@@ -35,8 +35,9 @@ __all__ = ["UnicornView", "UnicornVcpu", "VcpuState"]
 
 _LIVE_PSTATE = 21  # PSTATE as the engine has it, for banking SP
 _CELLS = 22
-# Flags and interrupt masks are all of PSTATE that the engine derives nothing from.
-_DERIVED_FROM = ~(PSTATE_NZCV | PSTATE_DAIF)
+# Flags and interrupt masks are all of PSTATE that the engine derives nothing from; but from D, whether it steps.
+_PSTATE_D = 1 << 9
+_DERIVED_FROM = ~(PSTATE_NZCV | PSTATE_DAIF) | _PSTATE_D
 
 _UNDEFINED = int(ExceptionNumber.UNDEFINED)
 _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
