@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,22 +12,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sdeivirt.control.runtime import VmDirectory
+from sdeivirt.control.server import ControlServer
 from sdeivirt.machine import ExitReason, FaultReport, Machine, MachineConfig, Outcome
-from sdeivirt.sdei import Function
+from sdeivirt.sdei import EventDefinition, Function
 from sdeivirt.smccc.psci import PowerControl
 from sdeivirt.tables import devicetree  # noqa: F401 (imports fdt)
 
 from .fake_view import FakePe, NoPower
 
-__all__ = ["LIMIT", "FakeMachine", "Qmp", "VmProcess", "cli", "environment", "read_tree", "wait_until"]
+__all__ = [
+    "LIMIT",
+    "SHARED",
+    "FakeMachine",
+    "Qmp",
+    "Served",
+    "VmProcess",
+    "cli",
+    "environment",
+    "read_tree",
+    "wait_until",
+]
 
 # Seconds that anything may take before a test gives up; nothing takes that long unless it is broken.
 LIMIT = 30.0
+SHARED = 0x4000_0010
 
 
 def wait_until(condition: Callable[[], object], what: str = "") -> None:
@@ -128,6 +143,54 @@ class FakeMachine(Machine):
         return True
 
 
+# -- the control socket without a process
+
+
+class Served:
+    """A fake machine behind a control socket, the event loop on a thread of its own."""
+
+    def __init__(self, directory: VmDirectory) -> None:
+        self.machine = FakeMachine(MachineConfig(vcpus=3, events=(EventDefinition(SHARED, shared=True),)))
+        self.machine.start()
+        self.path = directory.control_socket
+        self.quits = 0
+        self.loop = asyncio.new_event_loop()
+        self.errors: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
+        self.server = ControlServer(self.machine, self.path, self._quit)
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.run(self.server.open())
+
+    def _quit(self) -> None:
+        self.quits += 1
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(LIMIT)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        async def work() -> Any:
+            return function(*arguments)
+
+        return self.run(work())
+
+    def clients(self) -> int:
+        return len(self.server._clients)
+
+    def tasks(self) -> int:
+        """How many tasks there are on the loop, the one that counts left out."""
+        count = self.call(lambda: len(asyncio.all_tasks()))
+        assert isinstance(count, int)
+        return count - 1
+
+    def close(self) -> None:
+        self.run(self.server.close())
+        self.run(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
 # -- processes
 
 
@@ -159,13 +222,15 @@ def cli(runtime: Path, *words: str, code: int = 0, **extra: str) -> subprocess.C
 class VmProcess:
     """`sdeivirt run` in a process of its own. A context manager that kills it if it still lives."""
 
-    def __init__(self, runtime: Path, *words: str, name: str = "vm", stdout: int | None = None) -> None:
+    def __init__(
+        self, runtime: Path, *words: str, name: str = "vm", stdout: int | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.runtime = runtime
         self.path = runtime / "sdeivirt" / name
         self._out = bytearray()
         self._err = bytearray()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdeivirt", "run", "--name", name, *words],
+            [*prefix, sys.executable, "-m", "sdeivirt", "run", "--name", name, *words],
             env=environment(runtime),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if stdout is None else stdout,

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import random
 import stat
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from sdeivirt.control import server as server_module
 from sdeivirt.control.client import VmClient, status_from_json
 from sdeivirt.control.commands import error_object
 from sdeivirt.control.runtime import VmDirectory
-from sdeivirt.control.server import ControlServer
 from sdeivirt.errors import (
     EnvironmentUnavailableError,
     EventRunningError,
@@ -33,52 +30,11 @@ from sdeivirt.errors import (
     UnknownVmError,
     UsageError,
 )
-from sdeivirt.machine import ExitReason, FaultReport, MachineConfig
-from sdeivirt.sdei import EventDefinition, Function
+from sdeivirt.machine import ExitReason, FaultReport
+from sdeivirt.sdei import Function
 from sdeivirt.sdei.service import Injection
 
-from .control_support import LIMIT, FakeMachine, Qmp, wait_until
-
-SHARED = 0x4000_0010
-
-
-class Served:
-    """A fake machine behind a control socket, the event loop on a thread of its own."""
-
-    def __init__(self, directory: VmDirectory) -> None:
-        self.machine = FakeMachine(MachineConfig(vcpus=3, events=(EventDefinition(SHARED, shared=True),)))
-        self.machine.start()
-        self.path = directory.control_socket
-        self.quits = 0
-        self.loop = asyncio.new_event_loop()
-        self.errors: list[dict[str, Any]] = []
-        self.loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
-        self.server = ControlServer(self.machine, self.path, self._quit)
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
-        self.run(self.server.open())
-
-    def _quit(self) -> None:
-        self.quits += 1
-
-    def run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(LIMIT)
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        async def work() -> Any:
-            return function(*arguments)
-
-        return self.run(work())
-
-    def clients(self) -> int:
-        return len(self.server._clients)
-
-    def close(self) -> None:
-        self.run(self.server.close())
-        self.run(self.loop.shutdown_default_executor())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+from .control_support import LIMIT, SHARED, Qmp, Served, wait_until
 
 
 @pytest.fixture

@@ -53,11 +53,11 @@ def test_an_image_gz_is_unpacked(tmp_path: Path) -> None:
         (b"hello, world\n" * 10, "no AArch64 ELF file and no arm64 Image"),
         (b"\x1f\x8b" + bytes(100), "damaged gzip file"),
         (gzip.compress(image_header() + bytes(64))[:-9], "cut short"),
-        (gzip.compress(bytes(SIZE + 1)), "more than 64 MiB"),
+        (gzip.compress(image_header() + bytes(SIZE)), "more than 64 MiB"),
         (gzip.compress(b"hello"), "no AArch64 ELF file"),
         (b"MZ\0\0zimg" + bytes(100), "zboot image"),
         (b"\x7fELF", "damaged"),
-        (b"\x7fELF" + bytes(100), "damaged"),
+        (b"\x7fELF" + bytes(100), "for machine 0"),
         (image_header(flags=1), "big-endian"),
         (image_header(text_offset=1 << 62), "damaged"),
         (image_header(image_size=1 << 62), "RAM is"),
@@ -80,10 +80,10 @@ def test_an_elf_file_for_another_machine_or_kind(tmp_path: Path) -> None:
     data = bytearray(assemble("    b .").read_bytes())
     other = bytearray(data)
     struct.pack_into("<H", other, 18, 62)  # e_machine = x86-64
-    with pytest.raises(ImageError, match="EM_X86_64"):
+    with pytest.raises(ImageError, match="x86-64"):
         read_image(write(tmp_path, other), RAM, SIZE)
     struct.pack_into("<H", data, 16, 3)  # e_type = ET_DYN
-    with pytest.raises(ImageError, match="ET_DYN"):
+    with pytest.raises(ImageError, match="shared object"):
         read_image(write(tmp_path, data), RAM, SIZE)
 
 

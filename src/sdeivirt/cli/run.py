@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def run(
         For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
-        hypercalls, listen, bench; interrupts and reach on machine qemu.
+        hypercalls, listen, bench, hostile; interrupts and reach on machine qemu.
     kernel
         An arm64 Image instead.
     name
@@ -182,7 +183,7 @@ def _image(guest: str | None, kernel: Path | None) -> Path:
     assert guest is not None
     if guest in GUESTS:
         return guest_path(guest)
-    if not Path(guest).is_file():
+    if not os.path.isfile(guest):  # unlike Path.is_file(), it takes any name, and directories that are closed to us
         raise UsageError(f"there is no guest {guest!r}", f"give the path of an ELF file, or one of {', '.join(GUESTS)}")
     return Path(guest)
 

@@ -5,6 +5,7 @@
     framing.py    a byte stream cut into JSON texts
     commands.py   the commands of the control socket
     server.py     the control socket: QMP framing, many clients, events
+    notices.py    warnings, a few a second
     fifos.py      one FIFO per vCPU: `echo 0 > .../vcpu-1` injects event 0
     terminal.py   the guest's serial port on this process's terminal
     host.py       one machine run in the foreground with all of these

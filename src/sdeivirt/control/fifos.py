@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
-import time
+import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ..errors import SdeivirtError
+from .notices import Notices
 
 __all__ = ["InjectionFifos", "Numbers"]
 
@@ -28,7 +31,8 @@ _CHUNK = 4096
 _LONGEST = 32  # bytes of a word; the longest number has 20
 _NUMBER = re.compile(rb"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
 _BLANKS = re.compile(rb"\s+")
-_WARNINGS_PER_SECOND = 5
+_RETRY = 1.0  # seconds until a FIFO is opened again where the host had no descriptor left
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Numbers:
@@ -44,24 +48,6 @@ class Numbers:
         yield from filter(None, words)
 
 
-class _Warnings:
-    """Warnings, a few a second: whoever writes garbage writes a lot of it."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._count = 0
-
-    def __call__(self, text: str) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._count > _WARNINGS_PER_SECOND:
-                _log.warning("%d more warnings about injection FIFOs", self._count - _WARNINGS_PER_SECOND)
-            self._second, self._count = second, 0
-        self._count += 1
-        if self._count <= _WARNINGS_PER_SECOND:
-            _log.warning("%s", text)
-
-
 class _Fifo:
     """One FIFO, read on the event loop.
 
@@ -72,15 +58,20 @@ class _Fifo:
     opened, which is why it is read once without being asked.
     """
 
-    def __init__(self, path: Path, word: Callable[[bytes], None]) -> None:
+    def __init__(self, path: Path, word: Callable[[bytes], None], warn: Callable[[str], None]) -> None:
         self._path = path
         self._word = word
+        self._warn = warn
         self._numbers = Numbers()
         os.mkfifo(path, 0o600)
         self._fd = self._open()
 
     def _open(self) -> int:
-        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        """The FIFO, watched. Raises OSError, also where something else has taken its place."""
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         asyncio.get_running_loop().add_reader(fd, self._readable)
         return fd
 
@@ -107,10 +98,21 @@ class _Fifo:
         old = self._fd
         try:
             self._fd = self._open()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                # The old descriptor stays, and keeps what is written to it; but it polls as hung up all the time.
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(old)
+                loop.call_later(_RETRY, self._watch_again)
+                self._warn(f"{self._path.name}: {error.strerror}: it is read again in {_RETRY:g} s")
+                return
             self._fd = -1
-            _log.warning("%s was removed: nothing can be injected through it any more", self._path)
+            self._warn(f"{self._path} was removed: nothing can be injected through it any more")
         self._close(old)
+
+    def _watch_again(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().add_reader(self._fd, self._readable)
 
     @staticmethod
     def _close(fd: int) -> None:
@@ -121,7 +123,7 @@ class _Fifo:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         self._close(fd)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # somebody has removed it, or put a directory in its place
             self._path.unlink()
 
 
@@ -133,12 +135,13 @@ class InjectionFifos:
         self._path = path
         self._inject = inject
         self._fifos: list[_Fifo] = []
-        self._warn = _Warnings()
+        self._warn = Notices(_log, "injection FIFOs")
 
     def open(self) -> None:
         """Make them, on the running event loop. Raises OSError."""
         for vcpu in range(self._vcpus):
-            self._fifos.append(_Fifo(self._path(vcpu), lambda word, vcpu=vcpu: self._take(vcpu, word)))  # type: ignore[misc]
+            take = partial(self._take, vcpu)
+            self._fifos.append(_Fifo(self._path(vcpu), take, self._warn))
 
     def _take(self, vcpu: int, word: bytes) -> None:
         name = self._path(vcpu).name

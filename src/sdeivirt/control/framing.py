@@ -22,6 +22,7 @@ MAX_DEPTH = 64
 _OUTSIDE = re.compile(rb'["{}\[\]\n]')
 _INSIDE = re.compile(rb'[\\"\n]')
 _BLANKS = b" \t\r\n"
+_INK = re.compile(rb"[^ \t\r\n]")
 
 
 class FramingError(Exception):
@@ -40,22 +41,27 @@ class Splitter:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The texts that `data` completes. Raises FramingError for one that is too long or nested too deep."""
         self._text += data
-        while (end := self._scan()) is not None:
-            text = bytes(self._text[:end]).strip(_BLANKS)
+        while True:
+            self._drop_blanks()
+            if (end := self._scan()) is None:
+                break
+            text = bytes(self._text[:end])
             del self._text[:end]
             self._scanned = self._depth = 0
             self._in_string = False
             if len(text) > MAX_MESSAGE:
-                break
-            if text:
-                yield text
-        else:
-            if not self._depth and not self._text.strip(_BLANKS):
-                self._text.clear()
-                self._scanned = 0
-            if len(self._text) <= MAX_MESSAGE:
-                return
-        raise FramingError(f"a message of more than {MAX_MESSAGE >> 10} KiB")
+                raise _too_long()
+            yield text.rstrip(_BLANKS)
+        if len(self._text) > MAX_MESSAGE:
+            raise _too_long()
+
+    def _drop_blanks(self) -> None:
+        """Those before a text do not count as its own, in however many pieces it comes."""
+        ink = _INK.search(self._text)
+        blanks = ink.start() if ink else len(self._text)
+        if blanks:
+            del self._text[:blanks]
+            self._scanned = max(0, self._scanned - blanks)
 
     def _scan(self) -> int | None:
         """Go on to where the first text ends, or None where it does not yet."""
@@ -88,6 +94,10 @@ class Splitter:
                 return end
             else:
                 self._depth -= 1
+
+
+def _too_long() -> FramingError:
+    return FramingError(f"a message of more than {MAX_MESSAGE >> 10} KiB")
 
 
 def _refuse_constant(name: str) -> NoReturn:

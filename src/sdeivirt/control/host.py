@@ -12,24 +12,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import EnvironmentUnavailableError
 from ..machine import ExitReason, FaultReport, Machine, Outcome
 from .fifos import InjectionFifos
+from .notices import Notices
 from .runtime import VmDirectory
 from .server import ControlServer
 from .terminal import Terminal
 
 __all__ = ["RunResult", "run_vm"]
 
+_log = logging.getLogger(__name__)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAULT_INTERVAL = 0.1
-_FILES = 2048
+_FILES = 4096  # for 512 FIFOs and 256 clients, and as many as come at once
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # QEMU's names (qapi/run-state.json, ShutdownCause) for what ends a run.
 _CAUSES = {
@@ -93,6 +99,7 @@ class _Host:
         self._signal: signal.Signals | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._reported: set[int] = set()
+        self._warn = Notices(_log, "this host's resources")
 
     async def main(self) -> RunResult:
         loop = asyncio.get_running_loop()
@@ -100,6 +107,7 @@ class _Host:
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGCONT, terminal.continued)
+        loop.set_exception_handler(self._went_wrong)
         watch: asyncio.Task[None] | None = None
         try:
             await self._open()
@@ -136,6 +144,13 @@ class _Host:
             raise EnvironmentUnavailableError(
                 f"cannot make sockets and FIFOs in {self._directory.path}: {error.strerror}", hint
             ) from error
+
+    def _went_wrong(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            self._warn(f"{context['message']}: {error.strerror}")  # and asyncio tries again
+        else:
+            loop.default_exception_handler(context)
 
     def _signalled(self, number: signal.Signals) -> None:
         if self._signal is not None:

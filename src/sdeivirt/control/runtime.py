@@ -84,6 +84,16 @@ def _check_private(path: Path) -> None:
         )
 
 
+def _check_temporary(path: Path) -> None:
+    """Refuse a temporary directory where everybody could exchange our directory for theirs."""
+    status = path.stat()
+    if status.st_uid != os.geteuid() and not status.st_mode & stat.S_ISVTX:
+        raise RuntimeDirectoryError(
+            f"in {path} other users can remove what is not theirs (mode {stat.S_IMODE(status.st_mode):04o})",
+            "set XDG_RUNTIME_DIR to a directory of your own",
+        )
+
+
 def _check_parent(path: Path) -> None:
     """Refuse an XDG_RUNTIME_DIR where somebody else could exchange our directory for theirs."""
     try:
@@ -112,7 +122,9 @@ def runtime_root(create: bool = False) -> Path:
         _check_parent(Path(configured))
         root = Path(configured) / "sdeivirt"
     else:
-        root = Path(tempfile.gettempdir()) / f"sdeivirt-{os.geteuid()}"
+        temporary = Path(tempfile.gettempdir())
+        _check_temporary(temporary)
+        root = temporary / f"sdeivirt-{os.geteuid()}"
     if create:
         try:
             with contextlib.suppress(FileExistsError):
@@ -127,7 +139,16 @@ def runtime_root(create: bool = False) -> Path:
 
 
 def _open_lock(path: Path, flags: int) -> int:
-    return os.open(path / _LOCK, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # O_NONBLOCK: it could be a FIFO, for which opening would wait.
+    return os.open(path / _LOCK, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+
+
+def _is_lock(path: Path, fd: int) -> bool:
+    """Whether the lock that is open as `fd` is the one in the directory."""
+    try:
+        return os.path.samestat(os.fstat(fd), (path / _LOCK).lstat())
+    except OSError:
+        return False
 
 
 def _try_lock(fd: int, kind: int) -> bool:
@@ -139,7 +160,10 @@ def _try_lock(fd: int, kind: int) -> bool:
 
 
 def _read_pid(fd: int) -> int | None:
-    text = os.pread(fd, 32, 0).strip()
+    try:
+        text = os.pread(fd, 32, 0).strip()
+    except OSError:  # something else than a file
+        return None
     return int(text) if text.isdigit() else None
 
 
@@ -234,10 +258,9 @@ class VmDirectory:
                 continue  # another VM of that name has just removed the directory
             try:
                 if _try_lock(fd, fcntl.LOCK_EX):
-                    with contextlib.suppress(FileNotFoundError):
-                        if os.path.samestat(os.fstat(fd), (path / _LOCK).lstat()):
-                            claimed, fd = fd, -1
-                            return claimed
+                    if _is_lock(path, fd):
+                        claimed, fd = fd, -1
+                        return claimed
                 elif not _try_lock(fd, fcntl.LOCK_SH):
                     pid = _read_pid(fd)
                     raise VmExistsError(
@@ -273,15 +296,20 @@ class VmDirectory:
                 path.unlink()
 
     def release(self) -> None:
-        """Remove the directory and give up the name. Can be called twice."""
+        """Remove the directory and give up the name. Can be called twice.
+
+        A directory that lacks our lock is left alone: somebody has put another
+        in its place, or another VM has taken the name because the lock was removed.
+        """
         lock, self._lock = self._lock, None
         if lock is None:
             return
         try:
             with contextlib.suppress(FileNotFoundError):
-                self._remove_files()
-                (self.path / _LOCK).unlink()
-                self.path.rmdir()
+                if _is_lock(self.path, lock):
+                    self._remove_files()
+                    (self.path / _LOCK).unlink()
+                    self.path.rmdir()
         except OSError as error:
             # Another VM of that name may have moved in already, or the user keeps a directory in here.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

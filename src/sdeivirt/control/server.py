@@ -10,16 +10,19 @@
 
 Events: VCPU_FAULT, STOP, RESUME, SHUTDOWN. A client can be as slow, silent or
 broken as it likes: it is served from a task and a bounded buffer of its own,
-and dropped when that does not suffice. The VM and the other clients do not
-notice.
+and dropped, with a warning, when that does not suffice. The VM and the other
+clients do not notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import resource
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +31,11 @@ from typing import Any
 from ..machine import Machine
 from .commands import CommandError, Commands, error_object, parse_request, version_object
 from .framing import FramingError, Splitter, decode, encode
+from .notices import Notices
 
 __all__ = ["ControlServer"]
+
+_log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 256
 # Events that a client has not read. More, and it is dropped.
@@ -39,19 +45,35 @@ REPLY_PATIENCE = 30.0
 CLOSE_PATIENCE = 1.0
 
 _CHUNK = 64 << 10
+_PLENTY = 1 << 20
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: unix(7)
 
 
 class _Client:
     """One connection. Commands are answered one after the other, in order."""
 
-    def __init__(self, commands: Commands, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        commands: Commands,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        warn: Callable[[str], None],
+    ) -> None:
         self._commands = commands
         self._reader = reader
         self._writer = writer
+        self._warn = warn
         self._negotiated = False
+        self._leaving = False
         self._replying = False
         self._late_events = bytearray()  # came up in the middle of a reply
+        self.dropped = False
         writer.transport.set_write_buffer_limits(high=_CHUNK)
+
+    @property
+    def expendable(self) -> bool:
+        """Whether nobody would miss it: it has not said a word that counts, or all that it had to say."""
+        return self._leaving or not self._negotiated
 
     async def serve(self) -> None:
         """Answer until the client leaves or has to go."""
@@ -66,7 +88,10 @@ class _Client:
                 except FramingError as error:
                     await self._reply({"error": {"class": "GenericError", "desc": f"JSON parse error, {error}"}})
                     break
-        except (OSError, TimeoutError):
+            await self.close(REPLY_PATIENCE)  # it may have closed its own half only
+        except TimeoutError:
+            self.drop(f"it has not taken a reply for {REPLY_PATIENCE:g} s")
+        except OSError:
             self.drop()
         finally:
             self._writer.close()
@@ -109,26 +134,53 @@ class _Client:
 
     def tell(self, data: bytes) -> None:
         """Send an event, now or after the reply that is under way."""
-        if not self._negotiated:
+        if not self._negotiated or self._leaving or self.dropped:
             return
         if self._replying:
             self._late_events += data
         else:
             self._writer.write(data)
         if len(self._late_events) + self._writer.transport.get_write_buffer_size() > MAX_UNREAD:
-            self.drop()
+            self.drop(f"it has not read {MAX_UNREAD >> 10} KiB of events")
 
-    def drop(self) -> None:
-        """Cut the connection, whatever is still to be sent."""
+    def drop(self, reason: str = "") -> None:
+        """Cut the connection, whatever is still to be sent. A client that does not read is not told why; people are."""
+        if reason and not self.dropped:
+            self._warn(f"a client of the control socket{_peer(self._writer)} was dropped: {reason}")
+        self.dropped = True
         self._writer.transport.abort()
 
-    async def close(self) -> None:
+    async def close(self, patience: float) -> None:
         """Send what is still to be sent, unless the client does not want it."""
+        self._leaving = True
         self._writer.close()
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(CLOSE_PATIENCE):
+            async with asyncio.timeout(patience):
                 await self._writer.wait_closed()
         self.drop()
+
+
+def _descriptors_left() -> int:
+    """How many descriptors this process may still open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(os.listdir("/dev/fd"))
+    except OSError:
+        used = 0
+    return _PLENTY if limit == resource.RLIM_INFINITY else limit - used
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    """Whose end of the connection the other one is, where the system tells."""
+    connection = writer.get_extra_info("socket")
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None or connection is None:
+        return ""
+    try:
+        pid, _uid, _gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size))
+    except OSError:
+        return ""
+    return f" (pid {pid})"
 
 
 class ControlServer:
@@ -139,27 +191,36 @@ class ControlServer:
         self._path = path
         self._server: asyncio.Server | None = None
         self._clients: dict[_Client, asyncio.Task[None]] = {}
+        self._warn = Notices(_log, "the control socket")
+        self._capacity = MAX_CLIENTS
 
     async def open(self) -> None:
         """Listen. Raises OSError."""
+        # accept() must never run out of descriptors, for asyncio then complains at length. It takes as many connections
+        # at once as the backlog has, and some rounds later one that is to be turned away is closed.
+        left = _descriptors_left()
+        self._capacity = max(1, min(MAX_CLIENTS, left // 4))
+        backlog = max(1, min(MAX_CLIENTS, left // 16))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Under its name once it listens: whoever finds the socket can connect.
             unnamed = self._path.with_name(".sock")
             listener.bind(os.fspath(unnamed))
             unnamed.chmod(0o600)
-            self._server = await asyncio.start_unix_server(self._accept, sock=listener, backlog=MAX_CLIENTS)
+            self._server = await asyncio.start_unix_server(self._accept, sock=listener, backlog=backlog)
             unnamed.rename(self._path)
         except BaseException:
             listener.close()
             raise
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MAX_CLIENTS:
-            writer.write(encode({"error": {"class": "GenericError", "desc": f"{MAX_CLIENTS} clients are enough"}}))
+        if not self._has_room():
+            writer.write(
+                encode({"error": {"class": "GenericError", "desc": f"{len(self._clients)} clients are enough"}})
+            )
             writer.close()
             return
-        client = _Client(self._commands, reader, writer)
+        client = _Client(self._commands, reader, writer, self._warn)
         task = asyncio.current_task()
         assert task is not None
         self._clients[client] = task
@@ -167,6 +228,17 @@ class ControlServer:
             await client.serve()
         finally:
             del self._clients[client]
+
+    def _has_room(self) -> bool:
+        """Whether there may be one client more. Those that only sit there do not keep others out."""
+        clients = [client for client in self._clients if not client.dropped]
+        if len(clients) < min(self._capacity, MAX_CLIENTS):
+            return True
+        for client in clients:  # the oldest first
+            if client.expendable:
+                client.drop("it was idle, and others want to come in")
+                return True
+        return False
 
     def emit(self, event: str, data: dict[str, Any]) -> None:
         """Tell every client of an event. On the loop's thread."""
@@ -178,12 +250,12 @@ class ControlServer:
 
     async def close(self) -> None:
         """Stop listening and let the clients go. The socket is removed first, so that nobody new comes."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # somebody has removed it, or put a directory in its place
             self._path.unlink()
         if self._server is not None:
             self._server.close()
         clients = dict(self._clients)
-        await asyncio.gather(*(client.close() for client in clients))
+        await asyncio.gather(*(client.close(CLOSE_PATIENCE) for client in clients))
         for task in clients.values():
             task.cancel()
         await asyncio.gather(*clients.values(), return_exceptions=True)

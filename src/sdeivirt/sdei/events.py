@@ -22,9 +22,11 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from ..errors import EventFileError
+from ..files import read_regular
 
 __all__ = [
     "EventDefinition",
@@ -46,6 +48,10 @@ _DYNAMIC = range(DYNAMIC_PRIVATE, DYNAMIC_SHARED + 0x1000)
 
 MAX_EVENT = 0x7FFF_FFFF
 
+MAX_FILE = 1 << 20
+# Of a dotted key with n parts, tomllib makes n * n / 2 keys; an event file needs none at all.
+_MAX_DOTS = 32
+
 
 class Priority(enum.IntEnum):
     """EVENT_GET_INFO's values."""
@@ -64,6 +70,25 @@ def is_spi(interrupt: int) -> bool:
     return 32 <= interrupt <= 1019
 
 
+def _hex(number: int) -> str:
+    """A number for an error message; it may be one of a million digits."""
+    return f"{number:#x}" if number.bit_length() <= 128 else f"of {number.bit_length()} bits"
+
+
+class _Short(Repr):
+    """`repr` of any value of a TOML document: not the whole of it, and not its depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        return str(x) if x.bit_length() <= 64 else _hex(x)
+
+
+_show = _Short().repr
+
+
 @dataclass(frozen=True, slots=True)
 class EventDefinition:
     """One event of the platform. Raises EventFileError where the parts do not fit together."""
@@ -75,7 +100,7 @@ class EventDefinition:
     interrupt: int | None = None
 
     def __post_init__(self) -> None:
-        name = f"event {self.number:#x}"
+        name = f"event {_hex(self.number)}"
         if not 0 <= self.number <= MAX_EVENT:
             raise EventFileError(f"{name} is no event number", "numbers are 0 to 0x7fffffff")
         if self.number in _DYNAMIC:
@@ -91,7 +116,7 @@ class EventDefinition:
             fits = is_spi(self.interrupt) if self.shared else is_ppi(self.interrupt)
             if not fits:
                 raise EventFileError(
-                    f"interrupt {self.interrupt} does not fit {name}",
+                    f"interrupt {_show(self.interrupt)} does not fit {name}",
                     "private events take a PPI (16 to 31), shared events an SPI (32 to 1019)",
                 )
 
@@ -105,16 +130,16 @@ _KEYS = {"number", "type", "priority", "signalable", "interrupt"}
 def _from_table(table: dict[str, Any], where: str) -> EventDefinition:
     unknown = sorted(set(table) - _KEYS)
     if unknown:
-        raise EventFileError(f"{where}: unknown key {unknown[0]!r}", f"keys are {', '.join(sorted(_KEYS))}")
+        raise EventFileError(f"{where}: unknown key {_show(unknown[0])}", f"keys are {', '.join(sorted(_KEYS))}")
     if "number" not in table:
         raise EventFileError(f"{where}: no number", "every event needs one")
     for key, kind in (("number", int), ("interrupt", int), ("signalable", bool), ("type", str), ("priority", str)):
         if key in table and type(table[key]) is not kind:
-            raise EventFileError(f"{where}: {key} must be of type {kind.__name__}, not {table[key]!r}")
+            raise EventFileError(f"{where}: {key} must be of type {kind.__name__}, not {_show(table[key])}", _EXAMPLE)
     if table.get("type", "private") not in ("private", "shared"):
-        raise EventFileError(f"{where}: type {table['type']!r}", "it is private or shared")
+        raise EventFileError(f"{where}: type {_show(table['type'])}", "it is private or shared")
     if table.get("priority", "normal") not in ("normal", "critical"):
-        raise EventFileError(f"{where}: priority {table['priority']!r}", "it is normal or critical")
+        raise EventFileError(f"{where}: priority {_show(table['priority'])}", "it is normal or critical")
     number = table["number"]
     return EventDefinition(
         number=number,
@@ -127,20 +152,24 @@ def _from_table(table: dict[str, Any], where: str) -> EventDefinition:
 
 def load_events(path: Path) -> list[EventDefinition]:
     """Read a TOML file of `[[event]]` tables. Raises EventFileError with the file and the event named."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise EventFileError(f"cannot read {path}: {error.strerror}", "give the path of a TOML file") from error
+    text = read_regular(path, MAX_FILE, EventFileError, "give the path of a TOML file", _EXAMPLE)
+    for number, line in enumerate(text.split(b"\n"), 1):
+        if line.count(b".") > _MAX_DOTS and not line.lstrip().startswith(b"#"):
+            raise EventFileError(f"{path} has more than {_MAX_DOTS} dots in line {number}", _EXAMPLE)
     try:
         document = tomllib.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise EventFileError(f"{path} is nested too deep", _EXAMPLE) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EventFileError(f"{path} is no TOML file: {error}", _EXAMPLE) from error
+        raise EventFileError(f"{path} is no TOML file: {str(error)[:100]}", _EXAMPLE) from error
+    except ValueError as error:  # int() refuses thousands of digits
+        raise EventFileError(f"{path} holds a number that is too long", _EXAMPLE) from error
     tables = document.get("event")
     if not isinstance(tables, list):
         raise EventFileError(f"{path} holds no [[event]] tables", _EXAMPLE)
     if len(document) > 1:
         other = next(key for key in document if key != "event")
-        raise EventFileError(f"{path} holds {other!r} beside its [[event]] tables", "remove it")
+        raise EventFileError(f"{path} holds {_show(other)} beside its [[event]] tables", "remove it")
     events = []
     for position, table in enumerate(tables, 1):
         where = f"{path}, event {position}"
@@ -170,15 +199,17 @@ def parse_event(text: str) -> EventDefinition:
             what = _WORDS.get(key) if not equals else "interrupt" if key == "interrupt" else None
             if what is None:
                 raise EventFileError(
-                    f"{word!r} says nothing of an event",
+                    f"{_show(word)} says nothing of an event",
                     "use private, shared, normal, critical, signalable, interrupt=N",
                 )
             if what in table:
-                raise EventFileError(f"{text!r} gives the {what} twice", "say it once")
+                raise EventFileError(f"{_show(text)} gives the {what} twice", "say it once")
             table[what] = int(value, 0) if equals else True if what == "signalable" else key
     except ValueError as error:
-        raise EventFileError(f"{text!r} is no event definition", "for example 0x40000010:shared,critical") from error
-    return _from_table(table, f"event {number}")
+        raise EventFileError(
+            f"{_show(text)} is no event definition", "for example 0x40000010:shared,critical"
+        ) from error
+    return _from_table(table, f"event {number[:40]}")
 
 
 def check_events(events: Iterable[EventDefinition]) -> Sequence[EventDefinition]:
