@@ -61,7 +61,7 @@ lock: $(STAMP)
 
 # The environment, then the package in place; its build makes the guests. The lock is complete, so pip must not resolve:
 # it would take an extra ("coverage[toml]") for a requirement without a pin.
-$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.* guests/monitor/*.*)
+$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.* guests/monitor/*.* guests/conform/*.* guests/hostile/*.* guests/image/*.*)
 	@./tools/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -16,13 +16,12 @@ from dataclasses import replace
 from sdeivirt.cpu import CpuFeatures, affinity_of_index
 from sdeivirt.errors import EventRunningError, NotRegisteredError, UnknownEventError
 from sdeivirt.firmware import Firmware
+from sdeivirt.fuzz.oracle import CALLS, CONTEXT, M64, SYSTEM, Handler, Oracle, Registers
 from sdeivirt.sdei.events import EventDefinition
 from sdeivirt.sdei.model import Handler as RealHandler
 from sdeivirt.sdei.model import Pe
 from sdeivirt.sdei.observer import Observer
 from sdeivirt.sdei.policy import POLICIES
-
-from .oracle import CALLS, CONTEXT, M64, SYSTEM, Handler, Oracle, Registers
 
 WINDOW = (*CONTEXT, "sctlr")  # the window's items, in order
 POISON = 0xBAD0_BAD0_BAD0_0000

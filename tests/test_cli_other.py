@@ -21,7 +21,7 @@ from sdeivirt.sdei import EventDefinition
 
 from .control_support import LIMIT, FakeMachine, cli, environment, read_tree
 
-VERBS = ["bench", "completion", "doctor", "inject", "run", "selftest", "status", "tables"]
+VERBS = ["bench", "completion", "conform", "doctor", "fuzz", "inject", "run", "selftest", "status", "tables"]
 
 
 # -- doctor

@@ -409,7 +409,7 @@ MORE_BAD_INPUT = [
     ("run --guest listen --name x --events /no/such", 2, "cannot read /no/such", None),
     ("run --guest listen --name x --private-slots 600", 2, "there cannot be 600 private slots", "0 to 512"),
     ("run --guest nope --name x", 2, "there is no guest 'nope'", "listen"),
-    ("run --guest {x86} --name x", 2, "EM_X86_64", None),
+    ("run --guest {x86} --name x", 2, "for x86-64", None),
     ("run --name x", 2, "name either a guest or a kernel", "--guest"),
     ("run --name x --guest listen --kernel foo", 2, "name either a guest or a kernel", "--guest"),
     ("run --name x --guest", 2, "requires an argument", "run --help"),

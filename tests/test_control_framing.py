@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import time
 from itertools import pairwise
@@ -90,6 +91,21 @@ def test_blanks_are_not_kept() -> None:
     splitter = Splitter()
     for _ in range(20):
         assert not list(splitter.feed(b" \r\n" * 10_000))
+
+
+def test_the_limit_does_not_depend_on_the_chunks() -> None:
+    """Blanks before a message used to count where they came in one piece with it, and only there."""
+    blanks = b" \n" * MAX_MESSAGE
+    for chunk in (len(blanks) + 2, MAX_MESSAGE, 1000):
+        splitter = Splitter()
+        data = blanks + b"{}"
+        texts = [text for at in range(0, len(data), chunk) for text in splitter.feed(data[at : at + chunk])]
+        assert texts == [b"{}"]
+        # Behind it they do: it could go on.
+        splitter = Splitter()
+        assert not list(splitter.feed(b"x"))
+        with pytest.raises(FramingError, match="64 KiB"):
+            collections.deque((list(splitter.feed(b" " * chunk)) for _ in range(0, len(data), chunk)), maxlen=0)
 
 
 def test_nesting_has_a_limit() -> None:

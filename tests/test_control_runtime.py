@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +131,45 @@ def test_who_only_looks_does_not_hold_the_name(tmp_path: Path) -> None:
             started.result(LIMIT).release()
 
 
+def test_a_vm_that_took_the_name_because_the_lock_was_removed_keeps_its_files() -> None:
+    """The first one used to remove the second one's socket when it ended."""
+    first = VmDirectory.acquire("one")
+    (first.path / "lock").unlink()
+    with VmDirectory.acquire("one") as second:
+        second.control_socket.write_text("")
+        first.release()
+        assert sorted(os.listdir(second.path)) == ["control.sock", "lock"]
+        assert find_vm("one").pid == os.getpid()
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "link"])
+def test_what_was_put_in_place_of_the_directory_is_left_alone(tmp_path: Path, what: str) -> None:
+    directory = VmDirectory.acquire("one")
+    directory.path.rename(tmp_path / "moved")
+    precious = tmp_path / "elsewhere" / "control.sock"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    if what == "file":
+        directory.path.write_text("mine")
+    elif what == "link":
+        directory.path.symlink_to(precious.parent)
+    directory.release()
+    assert precious.read_text() == "mine"
+    assert os.path.lexists(directory.path) == (what != "nothing")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    with VmDirectory.acquire("one") as directory:
+        (directory.path / "lock").unlink()
+        make(directory.path / "lock")
+        assert running_vms() == []
+        holder = os.open(directory.path / "lock", os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        assert [(vm.name, vm.pid) for vm in running_vms()] == [("one", None)]
+        os.close(holder)
+
+
 def test_a_folder_that_somebody_put_in_is_not_removed() -> None:
     with VmDirectory.acquire("one") as directory:
         (directory.path / "mine").mkdir()
@@ -145,6 +185,17 @@ def refused(match: str) -> None:
             use()
         assert caught.value.hint
         assert caught.value.exit_code == 3
+
+
+@as_root
+def test_a_temporary_directory_where_others_can_remove_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    os.chown(tmp_path / "tmp", NOBODY, -1)
+    refused("other users can remove what is not theirs")
+    (tmp_path / "tmp").chmod(0o1777)
+    VmDirectory.acquire("one").release()
 
 
 @as_root

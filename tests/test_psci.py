@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from sdeivirt.firmware import Firmware
+from sdeivirt.fuzz.oracle import M64
 from sdeivirt.smccc.psci import Power
 
 from .fake_view import hypercall
-from .oracle import M64
 
 SUCCESS, NOT_SUPPORTED, INVALID_PARAMETERS, ALREADY_ON, ON_PENDING, INVALID_ADDRESS = 0, -1, -2, -4, -5, -9
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdeivirt.fuzz.oracle import CALLS, DENIED, INVALID, M64, NOT_SUPPORTED, PENDING, SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import FUNCTION, Rig
-from .oracle import CALLS, DENIED, INVALID, M64, NOT_SUPPORTED, PENDING, SUCCESS
 
 PRIVATE, CRITICAL, SHARED, VENDOR = 5, 6, 0x20, 0x4000_0001
 EVENTS = [

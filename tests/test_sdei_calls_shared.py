@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdeivirt.fuzz.oracle import DENIED, INVALID, M64, OUT_OF_RESOURCE, PENDING, SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import Rig
-from .oracle import DENIED, INVALID, M64, OUT_OF_RESOURCE, PENDING, SUCCESS
 
 PRIVATE, SHARED, OTHER_SHARED, VENDOR, WITH_PPI, WITH_SPI = 5, 0x20, 0x21, 0x4000_0001, 7, 0x30
 STATIC_PPI, STATIC_SPI = 20, 40

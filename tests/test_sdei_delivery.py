@@ -10,10 +10,10 @@ from __future__ import annotations
 import pytest
 
 from sdeivirt.errors import EventRunningError, NotRegisteredError, UnknownEventError, UnknownVcpuError, UsageError
+from sdeivirt.fuzz.oracle import SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import Rig
-from .oracle import SUCCESS
 
 LOW, HIGH, CRITICAL, CRITICAL_HIGH, SHARED = 5, 6, 9, 10, 0x20
 ENTRY = 0x4010_0000

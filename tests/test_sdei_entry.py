@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdeivirt.cpu import CpuFeatures
+from sdeivirt.fuzz.oracle import CONTEXT, M64, take_exception
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import Rig
-from .oracle import CONTEXT, M64, take_exception
 
 NORMAL, CRITICAL = 5, 9
 EVENTS = [EventDefinition(NORMAL), EventDefinition(CRITICAL, priority=Priority.CRITICAL)]

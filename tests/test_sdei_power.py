@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdeivirt.fuzz.oracle import DENIED, SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import Rig
-from .oracle import DENIED, SUCCESS
 
 PRIVATE, CRITICAL, SHARED = 5, 9, 0x20
 ENTRY = 0x4010_0000

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdeivirt.fuzz.oracle import SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import Rig
-from .oracle import SUCCESS
 
 PRIVATE, CRITICAL, SHARED, SHARED_TOO, SHARED_CRITICAL = 5, 9, 0x20, 0x21, 0x22
 ENTRY = 0x4010_0000

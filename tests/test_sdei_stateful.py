@@ -21,10 +21,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sdeivirt.fuzz.oracle import CONTEXT, M64
 from sdeivirt.sdei.events import EventDefinition, Priority
 
 from .fake_view import FUNCTION, Rig
-from .oracle import CONTEXT, M64
 
 PES = range(4)
 AFFINITIES = [0x0, 0x1, 0x0100, 0x02_0000_0100]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from sdeivirt.fuzz.oracle import DENIED, INVALID, PENDING, SUCCESS
 from sdeivirt.sdei.events import EventDefinition, Priority
 from sdeivirt.sdei.states import CELLS as REAL_CELLS
 from sdeivirt.sdei.states import TABLE, Op, State, to_markdown
 
 from .fake_view import Rig
-from .oracle import DENIED, INVALID, PENDING, SUCCESS
 
 # R running, E enabled, G registered; the values are EVENT_STATUS's.
 STATES = {"---": 0b000, "--G": 0b001, "-EG": 0b011, "REG": 0b111, "R-G": 0b101, "R--": 0b100}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdeivirt.fuzz.oracle import DENIED, INVALID, PENDING, SUCCESS
 from sdeivirt.sdei.events import EventDefinition
 
 from .fake_view import Rig
-from .oracle import DENIED, INVALID, PENDING, SUCCESS
 
 FIRST, SECOND = 5, 6
 EVENTS = [EventDefinition(FIRST), EventDefinition(SECOND)]

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sdeivirt.cpu import RegisterView
 from sdeivirt.errors import FrozenError, UsageError
 from sdeivirt.firmware import Firmware
+from sdeivirt.fuzz.oracle import M64, NOT_SUPPORTED
 from sdeivirt.smccc.ids import FunctionId, Owner, argument, hint
 from sdeivirt.smccc.router import BITMAP_REGISTERS, Caller, Result, Router, Service
 
 from .fake_view import NoPower, hypercall
-from .oracle import M64, NOT_SUPPORTED
 
 UNKNOWN = [NOT_SUPPORTED, 0, 0, 0]
 

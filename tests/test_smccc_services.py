@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdeivirt.firmware import Firmware
+from sdeivirt.fuzz.oracle import M64, NOT_SUPPORTED
 from sdeivirt.smccc.ids import Owner
 
 from .fake_view import NoPower, hypercall
-from .oracle import M64, NOT_SUPPORTED
 
 INVALID = -2
 UNKNOWN = [NOT_SUPPORTED, 0, 0, 0]

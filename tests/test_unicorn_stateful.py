@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random walks of three vCPUs through the whole service, with real guest code making every call.
 
-The same walk as in `test_sdei_stateful`, but each step is taken by AArch64 instructions on the
-machine, and what a guest sees is written down by the guest (see :mod:`.puppet`). In a stepped walk
+The same walk as in `test_sdei_stateful`, but each step is taken by AArch64 instructions on a
+machine, and what a guest sees is written down by the guest (see :mod:`sdeivirt.fuzz.puppet`). In a stepped walk
 the machine runs from a seed, a few slices at a time, and events arrive between any two instructions:
 the printed example with its seed is the whole story. In a free walk host and guest race each other;
 what is printed then is what was done, not when.
@@ -10,8 +10,7 @@ what is printed then is what was done, not when.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -19,23 +18,20 @@ from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from sdeivirt.errors import StateError, UnknownEventError
+from sdeivirt.fuzz.oracle import M64
+from sdeivirt.fuzz.plan import World
+from sdeivirt.fuzz.psci_oracle import AFFINITY_INFO
+from sdeivirt.fuzz.walk import FIRM, FUNCTION, LOOSE, Walk
 
-from .fake_view import FUNCTION
-from .oracle import M64, low32
-from .puppet import pattern
-from .puppet_shadow import AFFINITY_INFO, CPU_OFF, CPU_ON, CPU_SUSPEND, POWERDOWN, SYSTEM_RESET, Shadow
+from .machine_support import NEEDS_QEMU
 from .test_sdei_stateful import ARGUMENTS, DYNAMIC, EVENTS, NUMBERS, PPI, SPI, events, words
 
 pytestmark = pytest.mark.machine
 
 PES = range(3)
 SLOTS = (2, 2)
-PLACES = {number: slot for slot, number in enumerate([*NUMBERS, *DYNAMIC])}  # of handlers in the guest's tables
-ELSEWHERE = 60
 SHARED = [event.number for event in EVENTS if event.shared]
 RELATIVE = 2
-FIRM, LOOSE = 0x3C5, 0x6000_0305  # two values of PSTATE
 
 pes = st.sampled_from(PES)
 affinities = st.sampled_from([0, 1, 2, 2 | 1 << 31, 1 | 1 << 24, 7, 1 << 32])
@@ -85,9 +81,10 @@ actions = st.one_of(
 )
 
 
-class Walk(RuleBasedStateMachine):
+class MachineWalk(RuleBasedStateMachine):
     """One machine with three vCPUs. Every rule is one thing that guests or the host do, or several at once."""
 
+    kind: ClassVar[str] = "unicorn"
     policy: ClassVar[str]
     stepped: ClassVar[bool]
 
@@ -95,7 +92,9 @@ class Walk(RuleBasedStateMachine):
     def boot(self, seed: int, how: str) -> None:
         """Start the machine and its vCPUs."""
         self.finished = False
-        self.shadow = Shadow(PES, EVENTS, self.policy, SLOTS, seed if self.stepped else None)
+        world = World(self.policy, len(PES), tuple(EVENTS), SLOTS, self.kind)
+        self.walk = Walk(world, seed if self.stepped else None, contexts=bool(seed & 1))
+        self.shadow = self.walk.shadow
         note(f"scheduler: {self.shadow.puppet.machine.scheduler}")
         self.start_all(how)
         self.finished = True
@@ -118,7 +117,7 @@ class Walk(RuleBasedStateMachine):
             known += [event for event in DYNAMIC if event in oracle.bound]
         for number in known:
             takers = pes[:1] if number in oracle.shared else pes
-            blank = [pe for pe in takers if not oracle.handler(number, pe).registered]
+            blank = [pe for pe in takers if oracle.handler(number, pe).status == 0]
             flags = RELATIVE if number % 2 and self.policy == "kvm" else 0
             self.each(blank, ("event_register", (number, 1, number, flags, 0)))
             self.each([pe for pe in takers if not oracle.handler(number, pe).enabled], ("event_enable", (number,)))
@@ -130,85 +129,43 @@ class Walk(RuleBasedStateMachine):
         if pes:
             self.settle()
 
-    # -- from what was drawn to what is done
+    # -- from what was drawn to steps
 
-    @staticmethod
-    def registers(x: Iterable[int], noise: int) -> list[int]:
-        given = [value & M64 for value in x]
-        return given + pattern(noise)[len(given) :]
-
-    def entry(self, pe: int, event: int, address: int, flags: int) -> int:
-        """A handler for the event, as EVENT_REGISTER wants it."""
-        number = low32(event)
-        found = self.shadow.code.handler(PLACES.get(number, ELSEWHERE), number in self.shadow.oracle.critical)
-        found += (address - 1) * 0x100 if address else 2
-        return found - self.shadow.code.vbar(pe) if flags & RELATIVE else found
-
-    def post(self, pe: int, call: Call, way: Way) -> bool:
+    def post(self, pe: int, call: Call, way: Way) -> None:
         """Have the PE make the call if it can; it may have been made when this returns."""
-        shadow = self.shadow
-        shadow.drain()
-        if not shadow.ready(pe):
-            return False
         name, arguments = call
-        if name == "event_complete_and_resume" and shadow.needs_elr(pe):
-            name, arguments = "event_complete", (0,)
         if name == "event_register":
             event, address, argument, flags, affinity = arguments
-            arguments = (event, self.entry(pe, event, address, flags), argument, flags, affinity)
+            arguments = (event, self.walk.entry(pe, event, address, bool(flags & RELATIVE)), argument, flags, affinity)
         elif name == "event_complete_and_resume":
-            arguments = (shadow.code.resume_address(arguments[0] * 3) if arguments[0] else 0x4008_0002,)
-        noise, pstate, smc = way
-        leave = name in ("event_complete", "event_complete_and_resume")
-        shadow.post(pe, self.registers((FUNCTIONS[name], *arguments), noise), pstate, leave=leave, smc=smc)
-        return True
+            arguments = (self.walk.resume(arguments[0]),)
+        x = [*arguments, 0, 0, 0, 0, 0][:5]
+        self.walk.do(["call", pe, FUNCTIONS[name], *x, *way])
 
     def inject(self, event: int, pe: int) -> None:
-        """The shadow knows from the log what should have come of it."""
-        with contextlib.suppress(UnknownEventError, StateError):
-            self.shadow.puppet.machine.inject(event, None if event in self.shadow.oracle.shared else pe)
+        self.walk.do(["inject", event, pe])
 
     def cancel(self, event: int, pe: int) -> None:
-        with contextlib.suppress(UnknownEventError, StateError):
-            self.shadow.puppet.machine.cancel(event, None if event in self.shadow.oracle.shared else pe)
+        self.walk.do(["cancel", event, pe])
 
     def sleep(self, pe: int, how: str, way: Way) -> None:
-        """The PE waits for an event, or goes off. One stays awake, or nothing would ever happen."""
-        shadow = self.shadow
-        shadow.drain()
-        if not shadow.ready(pe) or not any(other != pe and shadow.stays_up(other) for other in PES):
-            return
-        noise, pstate, smc = way
-        if how == "wfi":
-            shadow.post_wfi(pe, self.registers((), noise), pstate)
-        elif how == "standby":
-            shadow.post(pe, self.registers((CPU_SUSPEND, 0), noise), pstate, smc=smc)
-        elif how == "off":
-            shadow.post(pe, self.registers((CPU_OFF,), noise), pstate, smc=smc)
-        elif not shadow.needs_elr(pe):
-            x = (CPU_SUSPEND, POWERDOWN, shadow.code.at[f"warm_{shadow.context(pe)}"])
-            shadow.post(pe, self.registers(x, noise), pstate, smc=smc)
+        self.walk.do(["sleep", pe, how, *way])
 
     def power_on(self, target: int, context_id: int) -> None:
-        """Some PE calls CPU_ON; any answer will do that PSCI allows."""
-        shadow = self.shadow
-        shadow.drain()
-        callers = [pe for pe in PES if shadow.ready(pe)]
-        if callers:
-            shadow.post(callers[-1], self.registers((CPU_ON, target, shadow.code.at["_start"], context_id), 3), FIRM)
+        self.walk.do(["power on", target, context_id])
 
     def go(self, slices: int) -> None:
-        self.shadow.puppet.run(slices)
+        self.walk.do(["go", slices])
 
     def catch(self, pe: int, stretch: str, goes_on: bool) -> None:
-        self.shadow.puppet.catch(pe, stretch, goes_on)
+        self.walk.do(["catch", pe, stretch, goes_on])
 
     def busy(self, pe: int) -> int:
         """This PE or a later one that runs a handler, if there is one."""
         return next((p for p in [*PES[pe:], *PES[:pe]] if self.shadow.ready(p) and self.shadow.context(p)), pe)
 
     def settle(self) -> None:
-        self.shadow.settle()
+        self.walk.do(["settle"])
 
     # -- the guest
 
@@ -265,7 +222,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(intid=st.sampled_from([PPI, SPI, 21, 22, 41, 42, 50]), pe=pes)
     def interrupt(self, intid: int, pe: int) -> None:
-        self.shadow.puppet.interrupt(intid, pe)
+        self.walk.do(["interrupt", intid, pe])
         self.settle()
 
     @rule(steps=st.lists(actions, min_size=2, max_size=8))
@@ -299,7 +256,7 @@ class Walk(RuleBasedStateMachine):
     def pass_on(self, pe: int, event: int, how: str, way: Way) -> None:
         """A PE that an event was offered to does something else first: another has to take it."""
         for _ in PES:  # they are asked in turn
-            self.tidy()
+            self.walk.do(["tidy"])
             self.prepare([pe for pe in PES if self.shadow.ready(pe)], "plain")
             if how == "own":
                 self.inject(event, pe)
@@ -341,20 +298,16 @@ class Walk(RuleBasedStateMachine):
     @rule(pe=pes, unmask=st.booleans())
     def wake(self, pe: int, unmask: bool) -> None:
         """The host starts a PE that is suspended; one that is off, another PE."""
-        if self.shadow.oracle.pes[pe].asleep:
-            self.shadow.puppet.machine.kick(1 << pe)
-            self.shadow.expect_up(pe)
-        elif not self.shadow.up(pe):
-            self.power_on(pe, 0x1D00 + pe)
+        self.walk.do(["wake", pe])
         self.settle()
-        if unmask and self.post(pe, ("pe_unmask", ()), (5, FIRM, False)):
-            self.settle()
+        if unmask:
+            self.each([pe], ("pe_unmask", ()))
 
     @rule(pe=pes, how=setups, reset=st.sampled_from([False] * 7 + [True]))
     def start_over(self, pe: int, how: str, reset: bool) -> None:
         """A PE registers everything again; now and then it resets the system before that."""
         if reset and self.shadow.ready(pe):
-            self.shadow.post(pe, self.registers((SYSTEM_RESET,), 9), LOOSE)
+            self.walk.do(["reset", pe])
             self.settle()
             self.start_all(how)
         else:
@@ -362,49 +315,44 @@ class Walk(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Nothing stays behind: once all are unmasked and complete, no event that can be delivered waits."""
-        if not hasattr(self, "shadow"):
+        if not hasattr(self, "walk"):
             return
         try:
             if self.finished and self.shadow.sound:
-                self.tidy()
-                # Once more, so that each guest has looked at its registers after it came back.
-                self.each(PES, ("version", ()))
+                self.walk.do(["tidy"])
         finally:
-            self.shadow.close()
-
-    def tidy(self) -> None:
-        """All are unmasked, all handlers come to their ends."""
-        self.each(PES, ("pe_unmask", ()))
-        for _ in range(100):
-            busy = [pe for pe in PES if self.shadow.up(pe) and self.shadow.context(pe)]
-            if not busy:
-                return
-            for pe in busy:
-                self.post(pe, ("event_complete", (0,)), (11, LOOSE, True))
-            self.settle()
-        raise AssertionError("handlers without end")
+            self.walk.close()
 
 
-class SteppedKvm(Walk):
+class SteppedKvm(MachineWalk):
     policy, stepped = "kvm", True
 
 
-class SteppedTfa(Walk):
+class SteppedTfa(MachineWalk):
     policy, stepped = "tf-a", True
 
 
-class FreeKvm(Walk):
+class FreeKvm(MachineWalk):
     policy, stepped = "kvm", False
 
 
-class FreeTfa(Walk):
+class FreeTfa(MachineWalk):
     policy, stepped = "tf-a", False
 
 
-WALKS: list[type[Walk]] = [SteppedKvm, SteppedTfa, FreeKvm, FreeTfa]
+class QemuKvm(MachineWalk):
+    kind, policy, stepped = "qemu", "kvm", False
 
 
-def walk(kind: type[Walk], examples: int, steps: int) -> None:
+class QemuTfa(MachineWalk):
+    kind, policy, stepped = "qemu", "tf-a", False
+
+
+WALKS: list[type[MachineWalk]] = [SteppedKvm, SteppedTfa, FreeKvm, FreeTfa]
+QEMU_WALKS: list[type[MachineWalk]] = [QemuKvm, QemuTfa]
+
+
+def walk(kind: type[MachineWalk], examples: int, steps: int) -> None:
     # What depends on time cannot be made shorter by trying again.
     phases = tuple(Phase) if kind.stepped else (Phase.explicit, Phase.generate)
     run_state_machine_as_test(
@@ -416,11 +364,18 @@ def walk(kind: type[Walk], examples: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("kind", WALKS, ids=lambda kind: kind.__name__)
-def test_walk(kind: type[Walk]) -> None:
+def test_walk(kind: type[MachineWalk]) -> None:
     walk(kind, examples=20, steps=30)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("kind", WALKS, ids=lambda kind: kind.__name__)
-def test_long_walk(kind: type[Walk]) -> None:
+def test_long_walk(kind: type[MachineWalk]) -> None:
     walk(kind, examples=50, steps=50)
+
+
+@NEEDS_QEMU
+@pytest.mark.qemu
+@pytest.mark.parametrize("kind", QEMU_WALKS, ids=lambda kind: kind.__name__)
+def test_walk_on_qemu(kind: type[MachineWalk]) -> None:
+    walk(kind, examples=6, steps=30)

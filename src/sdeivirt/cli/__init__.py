@@ -36,12 +36,14 @@ app = App(
 # The module of each verb, and the App or function in it; imported when the verb is used.
 _VERBS = {
     "selftest": "selftest:selftest",
+    "conform": "conform:conform",
     "run": "run:run",
     "inject": "inject:inject",
     "status": "status:status",
     "doctor": "doctor:doctor",
     "tables": "tables:app",
     "bench": "bench:app",
+    "fuzz": "fuzz:fuzz",
     "completion": "completion:completion",
 }
 for _verb, _target in _VERBS.items():

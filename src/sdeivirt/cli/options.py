@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from ..machine.base import EngineOptions
     from ..sdei import Policy
 
-__all__ = ["Json", "MachineOptions", "Number", "Seconds", "Size", "VmName", "disable_services", "policy_named"]
+__all__ = [
+    "EngineChoice",
+    "Json",
+    "MachineOptions",
+    "Number",
+    "Seconds",
+    "Size",
+    "SuiteOptions",
+    "VmName",
+    "disable_services",
+    "policy_named",
+]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
 _SIZE = re.compile(rf"({_NUMBER.pattern})([KMG]?)(?:i?B)?", re.IGNORECASE)
@@ -90,19 +101,15 @@ Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document in
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """What the machine is made of.
+class EngineChoice:
+    """Which machine, and whose firmware.
 
     Parameters
     ----------
     machine
         Which engine runs the guest.
-    vcpus
-        How many vCPUs, 1 to 512; 1 to 64 on machine qemu.
     policy
         Whose firmware to be like: kvm or tf-a.
-    conduit
-        The instruction that the device tree tells the guest to call with; both work.
     seed
         Schedule deterministically: the same seed gives the same run (machine unicorn).
     qemu
@@ -114,9 +121,7 @@ class MachineOptions:
     """
 
     machine: Annotated[str, Parameter(completer=_complete_machines)] = "unicorn"
-    vcpus: Number = 2
     policy: Annotated[str, Parameter(completer=_complete_policies)] = "kvm"
-    conduit: Literal["hvc", "smc"] = "hvc"
     seed: Number | None = None
     qemu: Path | None = None
     cpu: str | None = None
@@ -138,6 +143,44 @@ class MachineOptions:
         from ..machine.qemu.options import QemuOptions
 
         return replace(QemuOptions(), **given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(EngineChoice):
+    """What the machine is made of.
+
+    Parameters
+    ----------
+    vcpus
+        How many vCPUs, 1 to 512; 1 to 64 on machine qemu.
+    conduit
+        The instruction that the device tree tells the guest to call with; both work.
+    """
+
+    vcpus: Number = 2
+    conduit: Literal["hvc", "smc"] = "hvc"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions(EngineChoice):
+    """What the machine is made of that the conformance suite runs on.
+
+    Parameters
+    ----------
+    policy
+        Whose firmware to be like: kvm (if nothing is said) or tf-a. With
+        --from-log: whose deviations are known; none if nothing is said.
+    vcpus
+        How many vCPUs; the suite uses up to 8, and needs 4 for all tests.
+    conduit
+        The instruction that the guest calls with; both are tested in turn.
+    """
+
+    policy: Annotated[str, Parameter(completer=_complete_policies, show_default=False)] = ""
+    vcpus: Number = 4
+    conduit: Literal["hvc", "smc", "both"] = "both"
 
 
 def policy_named(name: str) -> Policy:

@@ -7,6 +7,7 @@
     bench        what `sdeivirt bench` measures
     interrupts   interrupts of the machine as events; machine qemu only
     reach        what a guest can reach of its hypervisor; machine qemu only
+    hostile      attacks of many kinds on its hypervisor: docs/hostile.md
 
 Their sources are in guests/ of the repository; the package's build compiles them.
 """
@@ -20,7 +21,7 @@ from ..errors import EnvironmentUnavailableError, UsageError
 
 __all__ = ["GUESTS", "guest_path", "program_path"]
 
-GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach")
+GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach", "hostile")
 
 
 def guest_path(name: str) -> Path:

@@ -234,6 +234,13 @@ class Machine(ABC):
         """How else to talk to the machine, a line each, for people."""
         return []
 
+    def memory(self) -> memoryview:
+        """The guest's RAM from RAM_BASE on, as bytes to read and to write, also while the guest runs.
+
+        A reset may bring other memory: ask again. Raises StateError where there is none (yet).
+        """
+        raise StateError("the machine has no memory", "call start() first")
+
     def details(self) -> dict[str, int | str]:
         """What there is to know of the engine, by name."""
         return {}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ImageError
+from ...files import read_regular
 from ...guests import program_path
 from ..base import RAM_BASE, MachineConfig
 from ..images import GuestImage, read_image
@@ -64,12 +65,10 @@ class Payload:
     def read(cls, path: Path, initrd: Path | None, end: int) -> Payload:
         """From files, for RAM that ends at `end`. Raises ImageError."""
         image = read_image(path, RAM_BASE, end - RAM_BASE)
-        try:
-            return cls(image, initrd.read_bytes() if initrd is not None else b"")
-        except OSError as error:
-            raise ImageError(
-                f"cannot read {initrd}: {error.strerror}", "give the path of an initial RAM disk"
-            ) from error
+        if initrd is None:
+            return cls(image)
+        hint = "give the path of an initial RAM disk"
+        return cls(image, read_regular(initrd, end - RAM_BASE, ImageError, hint, "give it more --memory"))
 
 
 @dataclass(frozen=True, slots=True)

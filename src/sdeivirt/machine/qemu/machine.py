@@ -201,6 +201,10 @@ class QemuMachine(ThreadedMachine):
             with self._order:  # acquired after the machine's lock was released: neither order can change
                 pass
 
+    def memory(self) -> memoryview:
+        process = self._process
+        return super().memory() if process is None else memoryview(process.ram)[: self.config.memory]
+
     def read_ram(self, address: int, size: int) -> bytes | None:
         """The guest's RAM by physical address; None where there is none."""
         process, offset = self._process, address - RAM_BASE

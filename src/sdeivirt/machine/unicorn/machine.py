@@ -7,7 +7,7 @@ import mmap
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
@@ -47,6 +47,7 @@ class UnicornMachine(ThreadedMachine):
             raise UsageError(
                 f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory"
             ) from error
+        self._memory = memoryview(self.ram)
         self.stage2 = Stage2(RAM_BASE, config.memory, (UART_BASE,))
         self.uart = Pl011(lambda data: self.console(data))
         super().__init__(config, _probe_features())
@@ -60,6 +61,8 @@ class UnicornMachine(ThreadedMachine):
         self._image: GuestImage | None = None
         self._kicked: deque[int] = deque()  # bitmaps; appended by any thread
         self._queue: deque[UnicornVcpu] = deque()  # runnable, in turn
+        self._early = 0  # those that stand in the queue before their turn, as a bitmap
+        self._in_turn = True  # the last slice was not given to one of them
         self._wake = threading.Event()
         self._command = threading.Condition()
         self._pause = False
@@ -94,6 +97,17 @@ class UnicornMachine(ThreadedMachine):
             self._command.notify_all()
         self._wake.set()
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for this machine's thread, to pause or to end; one that holds it up must let go."""
+        return self._pause or self._ending is not None
+
+    def choose_slices(self, lengths: Sequence[int]) -> None:
+        """Have the seeded scheduler choose from these lengths, in instructions. Raises UsageError without a seed."""
+        if not isinstance(self._scheduler, DeterministicScheduler):
+            raise UsageError("this machine's schedule is not its own", "give it a seed")
+        self._scheduler.SLICES = tuple(lengths)
+
     def type_in(self, data: bytes) -> int:
         return self.uart.type_in(data)
 
@@ -114,6 +128,9 @@ class UnicornMachine(ThreadedMachine):
         self._interrupt()
 
     # -- memory
+
+    def memory(self) -> memoryview:
+        return self._memory
 
     def in_ram(self, address: int) -> bool:
         """Whether a guest physical address is RAM."""
@@ -261,6 +278,8 @@ class UnicornMachine(ThreadedMachine):
                     self._wake.wait()
                 continue
             vcpu = scheduler.pick(queue)
+            self._in_turn = not self._early & vcpu.pe.bit
+            self._early &= ~vcpu.pe.bit
             if vcpu.state is VcpuState.RUNNABLE:
                 if self.on_slice is not None:
                     self.on_slice(vcpu.pe.index, vcpu.pc)
@@ -281,16 +300,24 @@ class UnicornMachine(ThreadedMachine):
             vcpu = self.vcpus[index]
             if vcpu.state is VcpuState.RUNNABLE:
                 vcpu.deliver()
-                if self._queue[0] is not vcpu:
+                if self._in_turn and self._queue[0] is not vcpu:
                     self._queue.remove(vcpu)
-                    self._queue.appendleft(vcpu)
+                    self._enqueue(vcpu)
             elif vcpu.state is VcpuState.WAITING:
                 vcpu.deliver()
                 vcpu.state = VcpuState.RUNNABLE
-                self._queue.appendleft(vcpu)
+                self._enqueue(vcpu)
             elif vcpu.state is VcpuState.SUSPENDED:
                 vcpu.state = VcpuState.RUNNABLE  # begins at the address it gave to CPU_SUSPEND
-                self._queue.appendleft(vcpu)
+                self._enqueue(vcpu)
+
+    def _enqueue(self, vcpu: UnicornVcpu) -> None:
+        """Let a vCPU that was kicked go first; not twice in a row: two that kick each other would starve the rest."""
+        if self._in_turn:
+            self._queue.appendleft(vcpu)
+            self._early |= vcpu.pe.bit
+        else:
+            self._queue.append(vcpu)
 
     def _park(self) -> None:
         self.uart.flush()
@@ -303,6 +330,7 @@ class UnicornMachine(ThreadedMachine):
     def _restart(self) -> None:
         """PSCI SYSTEM_RESET: the guest is loaded again and everything starts over."""
         self._reset = False
+        self._early, self._in_turn = 0, True
         self._queue.clear()
         self._kicked.clear()
         with self.lock:

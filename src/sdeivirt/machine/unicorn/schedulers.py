@@ -86,7 +86,7 @@ class DeterministicScheduler:
     without a stub.
     """
 
-    SLICES = (1, 7, 53, 400, 3000, 20_000)
+    SLICES: tuple[int, ...] = (1, 7, 53, 400, 3000, 20_000)
     LONG = 200_000
 
     def __init__(self, seed: int | None) -> None:

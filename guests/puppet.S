@@ -1,17 +1,67 @@
-// SPDX-License-Identifier: Apache-2.0
-// A guest that does what the host writes into its mailboxes, and tells all that it sees.
-//
-// Each PE has three contexts: 0 outside of handlers, 1 in a normal handler, 2 in a critical one.
-// Each context has a mailbox and its own copy of the code below, so that a PC tells where a PE was.
-// TPIDR_EL1 holds the PE's mailboxes; x18 the mailbox of the context; x19..x22 are scratch; x23..x30
-// hold canaries. x0..x17 and PSTATE belong to the experiment: after a call they stay as the call left
-// them, and the context spins, comparing every register with the mailbox, until the next request.
-//
-// Nothing here sets flags, and nothing but the resume stub depends on ELR_EL1 and SPSR_EL1.
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A guest that does what the host writes into its mailboxes, and tells all that it sees.
+ *
+ * Each PE has three contexts: 0 outside of handlers, 1 in a normal handler, 2 in a critical one.
+ * Each context has a mailbox and its own copy of the code below, so that a PC tells where a PE was.
+ * TPIDR_EL1 holds the PE's mailboxes; x18 the mailbox of the context; x19..x22 are scratch; x23..x30
+ * hold canaries. x0..x17 and PSTATE belong to the experiment: after a call they stay as the call left
+ * them, and the context spins, comparing every register with the mailbox, until the next request.
+ *
+ * Nothing here sets flags, and nothing but the resume stub depends on ELR_EL1 and SPSR_EL1. An exception
+ * that EL1 takes is a mistake; its vector notes down all registers, and the PE stays there.
+ *
+ * The host finds every label and every .equ in the symbol table.
+ */
+
+    .equ MAX_PES, 8
+    .equ MAILBOX_SIZE, 0x1000           // of a PE
+    .equ STACK_SIZE, 0x4000
+    .equ CONTEXT, 0x400                 // a context's mailbox in it; three, then ...
+    .equ RESUME, 0xc00                  // ... the record of COMPLETE_AND_RESUME
+    .equ CRASH, 0xe00                   // and that of an exception
+
+// A mailbox, or the record of COMPLETE_AND_RESUME: 64-bit cells.
+    .equ SEQ, 0x00                      // the host counts requests up, ...
+    .equ DONE, 0x08                     // ... and the guest those that are done
+    .equ KIND, 0x10                     // bits: by SMC, it ends a handler, WFI instead, a store instead
+    .equ ENTRIES, 0x18                  // how often the context was entered
+    .equ IN_PSTATE, 0x20
+    .equ OUT_PSTATE, 0x28
+    .equ ENTRY_PC, 0x30
+    .equ ENTRY_SP, 0x38
+    .equ SP0, 0x40
+    .equ SP1, 0x48
+    .equ ENTRY_ELR, 0x50
+    .equ ENTRY_SPSR, 0x58
+    .equ FEATURES, 0x60                 // optional bits of PSTATE that the PE has, and one that is always set
+    .equ IN, 0x80                       // x0..x17
+    .equ OUT, 0x120
+
+// The record of an exception.
+    .equ CRASHED, 0x00
+    .equ CRASH_ESR, 0x08
+    .equ CRASH_ELR, 0x10
+    .equ CRASH_SPSR, 0x18
+    .equ CRASH_FAR, 0x20
+    .equ CRASH_SP0, 0x28
+    .equ CRASH_SP1, 0x30
+    .equ CRASH_X, 0x100                 // x0..x30
+
+    .equ HAS_PAN, 0
+    .equ HAS_UAO, 1
+    .equ HAS_DIT, 2
+    .equ HAS_SSBS, 3
+    .equ KNOWN, 4
+
+// What registers hold that only the host's arithmetic looks at.
+    .equ SP_EL0_VALUE, 0x5e100000       // 16 bytes a PE further
+    .equ ELR_VALUE, 0xe17e17e17e17e170
+    .equ SPSR_VALUE, 0x80000305
 
     .equ FRAME, 112                     // x18..x30 of what a handler interrupted
 
-// PSTATE in the layout of SPSR_EL1.
+// PSTATE in the layout of SPSR_EL1. x18 is a mailbox or a record.
     .macro state to, by
     mrs     \to, nzcv
     mrs     \by, daif
@@ -20,40 +70,41 @@
     orr     \to, \to, \by
     mrs     \by, spsel
     orr     \to, \to, \by
-    .if HAVE_PAN
-    mrs     \by, pan
+    optional_bit \to, \by, HAS_PAN, s3_0_c4_c2_3
+    optional_bit \to, \by, HAS_UAO, s3_0_c4_c2_4
+    optional_bit \to, \by, HAS_DIT, s3_3_c4_c2_5
+    optional_bit \to, \by, HAS_SSBS, s3_3_c4_c2_6
+    .endm
+    .macro optional_bit to, by, feature, register
+    ldr     \by, [x18, #FEATURES]
+    tbz     \by, #\feature, 9f
+    mrs     \by, \register
     orr     \to, \to, \by
-    .endif
-    .if HAVE_UAO
-    mrs     \by, s3_0_c4_c2_4
-    orr     \to, \to, \by
-    .endif
-    .if HAVE_DIT
-    mrs     \by, s3_3_c4_c2_5
-    orr     \to, \to, \by
-    .endif
-    .if HAVE_SSBS
-    mrs     \by, s3_3_c4_c2_6
-    orr     \to, \to, \by
-    .endif
+9:
     .endm
 
-    .macro set_state from
+    .macro set_state from, by
+    ldr     \by, [x18, #FEATURES]
     msr     nzcv, \from
     msr     daif, \from
-    .if HAVE_PAN
-    msr     pan, \from
-    .endif
-    .if HAVE_UAO
-    msr     s3_0_c4_c2_4, \from
-    .endif
-    .if HAVE_DIT
-    msr     s3_3_c4_c2_5, \from
-    .endif
-    .if HAVE_SSBS
-    msr     s3_3_c4_c2_6, \from
-    .endif
+    set_optional_bit \from, \by, HAS_PAN, s3_0_c4_c2_3
+    set_optional_bit \from, \by, HAS_UAO, s3_0_c4_c2_4
+    set_optional_bit \from, \by, HAS_DIT, s3_3_c4_c2_5
+    set_optional_bit \from, \by, HAS_SSBS, s3_3_c4_c2_6
     msr     spsel, \from
+    .endm
+    .macro set_optional_bit from, by, feature, register
+    tbz     \by, #\feature, 9f
+    msr     \register, \from
+9:
+    .endm
+
+    .macro feature number, register, lsb
+    mrs     x24, \register
+    ubfx    x24, x24, #\lsb, #4
+    cbz     x24, 9f
+    orr     x21, x21, #1 << \number
+9:
     .endm
 
 // x18 and x19 are on the stack already.
@@ -91,6 +142,9 @@
     .endr
     state   x21, x22
     str     x21, [x18, #OUT_PSTATE]
+    .endm
+    .macro crash_pair a, b
+    stp     x\a, x\b, [x18, #CRASH_X + 8 * \a]
     .endm
     .macro store_pair a, b
     stp     x\a, x\b, [x18, #OUT + 8 * \a]
@@ -137,6 +191,9 @@
 
 // -- power-up: x0 is the context id, everything else unknown
 
+    .section .text.start, "ax"
+    .globl  _start
+_start:
     b       begin
 warm_0:                                 // back from CPU_SUSPEND, in the context that called
     mov     x20, #0
@@ -148,7 +205,7 @@ warm_2:
     mov     x20, #2
 1:  mrs     x19, mpidr_el1
     and     x19, x19, #0xff
-    ldr     x18, =MAILBOXES
+    ldr     x18, =mailboxes
     add     x18, x18, x19, lsl #12
     add     x21, x18, x20, lsl #10
     ldr     x22, [x21, #SP1]
@@ -157,19 +214,28 @@ warm_2:
 begin:
     mrs     x19, mpidr_el1
     and     x19, x19, #0xff
-    ldr     x18, =MAILBOXES
+    ldr     x18, =mailboxes
     add     x18, x18, x19, lsl #12
     mov     x20, #0
-    ldr     x22, =STACKS
+    ldr     x22, =stacks
     add     x21, x19, #1
     add     x22, x22, x21, lsl #14
     adr     x23, _start
 2:  msr     tpidr_el1, x18
     mov     sp, x22
+    mov     x21, #1 << KNOWN
+    feature HAS_PAN, id_aa64mmfr1_el1, 20
+    feature HAS_UAO, s3_0_c0_c7_2, 4    // ID_AA64MMFR2_EL1
+    feature HAS_DIT, id_aa64pfr0_el1, 48
+    feature HAS_SSBS, id_aa64pfr1_el1, 4
+    str     x21, [x18, #FEATURES]
+    str     x21, [x18, #CONTEXT + FEATURES]
+    str     x21, [x18, #2 * CONTEXT + FEATURES]
+    str     x21, [x18, #RESUME + FEATURES]
     ldr     x21, =SP_EL0_VALUE
     add     x21, x21, x19, lsl #4
     msr     sp_el0, x21
-    ldr     x21, =VBAR_VALUE
+    ldr     x21, =vectors
     add     x21, x21, x19, lsl #11      // each PE has its own
     msr     vbar_el1, x21
     ldr     x21, =ELR_VALUE
@@ -252,12 +318,13 @@ spin_\c:
 take_\c:                                // from here to the call, registers are partly the old, partly the new
     ldr     x20, [x18, #KIND]
     ldr     x21, [x18, #IN_PSTATE]
-    set_state x21
+    set_state x21, x22
     load_call
     .if \c
     tbnz    x20, #1, leave_\c
     .endif
     tbnz    x20, #2, wfi_\c
+    tbnz    x20, #3, poke_\c
     tbnz    x20, #0, smc_\c
 hvc_\c:
     hvc     #0
@@ -267,6 +334,9 @@ smc_\c:
     b       store_\c
 wfi_\c:
     wfi
+    b       store_\c
+poke_\c:
+    str     w1, [x0]
     b       store_\c
     .if \c
 leave_\c:                               // COMPLETE: x18 and up have to be what they were for what goes on
@@ -294,7 +364,7 @@ store_\c:
     stlr    x19, [x21]
     b       spin_\c
 bad_\c:
-    .inst   0
+    .inst   0                           // the exception tells
 end_\c:
     .endm
 
@@ -315,7 +385,48 @@ resume:
     eret
 resume_end:
 
-// Many addresses, so that one that is a little wrong shows. x19 says which it was.
+// -- an exception
+
+crash:                                  // x18 is in TPIDR_EL0
+    msr     tpidrro_el0, x19
+    mrs     x18, tpidr_el1
+    add     x18, x18, #CRASH
+    .irp pair, "0,1", "2,3", "4,5", "6,7", "8,9", "10,11", "12,13", "14,15", "16,17"
+    crash_pair \pair
+    .endr
+    .irp pair, "20,21", "22,23", "24,25", "26,27", "28,29"
+    crash_pair \pair
+    .endr
+    str     x30, [x18, #CRASH_X + 8 * 30]
+    mrs     x20, tpidr_el0
+    mrs     x21, tpidrro_el0
+    str     x20, [x18, #CRASH_X + 8 * 18]
+    str     x21, [x18, #CRASH_X + 8 * 19]
+    mrs     x20, esr_el1
+    mrs     x21, elr_el1
+    stp     x20, x21, [x18, #CRASH_ESR]
+    mrs     x20, spsr_el1
+    mrs     x21, far_el1
+    stp     x20, x21, [x18, #CRASH_SPSR]
+    mrs     x20, sp_el0
+    mov     x21, sp
+    stp     x20, x21, [x18, #CRASH_SP0]
+    mov     x20, #1
+    stlr    x20, [x18]                  // CRASHED
+crash_end:
+    b       crash_end
+
+    .balign 2048
+vectors:
+    .rept   MAX_PES * 16
+    .balign 128
+    msr     tpidr_el0, x18
+    b       crash
+    .endr
+    .balign 2048
+
+// Many addresses, so that one that is a little wrong shows; also that of a handler relative to the vectors of
+// another PE. x19 says which it was.
     .macro table name, length, to
     .balign 2048
 \name:
@@ -327,7 +438,14 @@ resume_end:
     .endr
     .endm
 
-    table   normal_entries, 1024, enter_1
-    table   critical_entries, 1024, enter_2
+    table   normal_entries, 2048, enter_1
+    table   critical_entries, 2048, enter_2
     table   resume_entries, 128, resume
 entries_end:
+
+    .section .stacks, "aw", %nobits
+    .balign 4096
+mailboxes:
+    .space  MAX_PES * MAILBOX_SIZE
+stacks:
+    .space  MAX_PES * STACK_SIZE
