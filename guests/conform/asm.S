@@ -280,7 +280,7 @@ save_rest:
 	.globl	full_call_end
 full_call_end:
 
-	/* -- u64 spin_canaries(volatile u64 *flag, u64 spsel) */
+	/* -- u64 spin_canaries(struct spin *s, u64 spsel) */
 
 	.globl	spin_canaries
 spin_canaries:
@@ -314,6 +314,9 @@ spin_canaries:
 	mrs	x1, nzcv
 	eor	x1, x1, #0x60000000
 	cbnz	x1, bad_31
+	ldr	x1, [x0, #8]			// the heartbeat
+	add	x1, x1, #1
+	str	x1, [x0, #8]
 	ldr	x1, [x0]
 	cbz	x1, 1b
 	mov	x0, #0
@@ -365,6 +368,9 @@ sync_el0:
 
 	.globl	el0_spin
 el0_spin:
+	ldr	x1, [x0, #8]			// the heartbeat
+	add	x1, x1, #1
+	str	x1, [x0, #8]
 	ldr	x1, [x0]
 	cbz	x1, el0_spin
 	svc	#0

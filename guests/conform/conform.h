@@ -90,7 +90,7 @@ struct pe {
 	u64 index, mpidr;
 	bool lost;			/* does not answer any more */
 	bool used;			/* by the test that runs */
-	struct command *volatile posted, *volatile seen;
+	struct command *volatile posted;
 	volatile u64 depth;		/* handlers that run here and have not tried to complete yet */
 	volatile u64 leaving;		/* handlers of this depth shall complete... */
 	u64 exit_id, exit_arg;		/* ...by this call */
@@ -114,7 +114,7 @@ struct command {
 	u64 a[6];
 	volatile s64 result;
 	volatile u64 depth;		/* in which it was carried out */
-	volatile u64 done;
+	volatile u64 taken, done;
 };
 struct command *post(struct pe *p, s64 (*fn)(struct pe *, const u64 *), u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 bool finish(struct pe *p, struct command *c);
@@ -196,6 +196,10 @@ bool entered_at(const char *file, u64 line, struct handler *h, u64 times);
 bool exactly_at(const char *file, u64 line, struct handler *h, u64 times);
 #define EXACTLY(h, times)	TRY(exactly_at(__FILE__, __LINE__, h, times))
 
+/* So many runs of it have completed. */
+bool ended_at(const char *file, u64 line, struct handler *h, u64 times);
+#define ENDED(h, times)	TRY(ended_at(__FILE__, __LINE__, h, times))
+
 /* The innermost handler of the PE completes, by EVENT_COMPLETE(0) or another call. */
 bool leave_at(const char *file, u64 line, struct pe *p, u64 id, u64 arg);
 #define LEAVE(p)		TRY(leave_at(__FILE__, __LINE__, p, SDEI_EVENT_COMPLETE, 0))
@@ -259,8 +263,14 @@ void full_call_end(void);
 void full_call_hvc_after(void), full_call_smc_after(void);	/* where the call returns to */
 static inline void full_call(struct full *f) { (machine.sdei_smc ? full_call_smc : full_call_hvc)(f); }
 
-/* Spins with known values in x2..x30 and NZCV until *flag; a bit for each that changed, bit 31 for NZCV. */
-u64 spin_canaries(volatile u64 *flag, u64 spsel);
+struct spin {
+	volatile u64 stop, beats;
+};
+/* The PE is at it, and not in some handler or exception. */
+bool beats_at(const char *file, u64 line, const struct spin *s);
+#define BEATS(s)	TRY(beats_at(__FILE__, __LINE__, s))
+/* Spins with known values in x2..x30 and NZCV until told to stop; a bit for each that changed, bit 31 for NZCV. */
+u64 spin_canaries(struct spin *s, u64 spsel);
 
 /* Runs EL0 code; how it came back is in p->el0_esr. */
 void run_el0(struct pe *p, void (*code)(void), u64 arg);

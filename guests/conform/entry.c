@@ -241,15 +241,12 @@ static void reserved_pstate(const struct test *t)
 
 /* -- what is interrupted */
 
-static volatile u64 stop;
-static volatile u64 spinning;
+static struct spin spin;
 
 static s64 do_spin(struct pe *p, const u64 *a)
 {
 	(void)p;
-	spinning = 1;
-	mb();
-	return (s64)spin_canaries((volatile u64 *)a[0], a[1]);
+	return (s64)spin_canaries(&spin, a[0]);
 }
 
 /* Another PE is interrupted again and again wherever it is; not one register may change. */
@@ -264,29 +261,29 @@ static void survives(const struct test *t)
 	TRY(!failed());
 	if (t->arg & 2)
 		h->exit_id = SDEI_EVENT_COMPLETE_AND_RESUME, h->exit_arg = (u64)resume_el1;
-	stop = spinning = 0;
-	c = post(p, do_spin, (u64)&stop, t->arg & 1, 0, 0, 0, 0);
-	CHECK(WAIT(spinning), "PE 1 does not start to spin");
+	spin = (struct spin){ 0 };
+	c = post(p, do_spin, t->arg & 1, 0, 0, 0, 0, 0);
 	for (u64 i = 0; i < 50; i++) {
 		u64 resumed = p->resumed;
 
+		BEATS(&spin);
+
 		TRIGGER(0, p);
 		ENTERED(h, i + 1);
-		CHECK(WAIT(h->left == i + 1), "the handler does not end");
+		ENDED(h, i + 1);
 		if (t->arg & 2)
 			CHECK(WAIT(p->resumed == resumed + 1), "no arrival at the resume address");
 	}
-	settle();
-	stop = 1;
+	BEATS(&spin);
+	spin.stop = 1;
 	TRY(finish(p, c));
 	CHECK(!c->result, "a register of the interrupted code has changed: bits 0x%lx (31: NZCV)", (u64)c->result);
 }
 
 static s64 do_el0(struct pe *p, const u64 *a)
 {
-	spinning = 1;
-	mb();
-	run_el0(p, el0_spin, a[0]);
+	(void)a;
+	run_el0(p, el0_spin, (u64)&spin);
 	return (s64)p->el0_esr;
 }
 
@@ -301,16 +298,16 @@ static void from_el0(const struct test *t)
 	TRY(!failed());
 	if (t->arg)
 		h->exit_id = SDEI_EVENT_COMPLETE_AND_RESUME, h->exit_arg = (u64)resume_el0;
-	stop = spinning = 0;
-	c = post(p, do_el0, (u64)&stop, 0, 0, 0, 0, 0);
-	CHECK(WAIT(spinning), "PE 1 does not start to spin");
-	settle();
+	spin = (struct spin){ 0 };
+	c = post(p, do_el0, 0, 0, 0, 0, 0, 0);
 	for (u64 i = 0; i < 5; i++) {
 		u64 resumed = p->resumed;
 
+		BEATS(&spin);
+
 		TRIGGER(0, p);
 		ENTERED(h, i + 1);
-		CHECK(WAIT(h->left == i + 1), "the handler does not end");
+		ENDED(h, i + 1);
 		CHECK((h->x[3] & PSTATE_MODE) == MODE_EL0T, "the interrupted PSTATE is 0x%lx instead of EL0t", h->x[3]);
 		CHECK(h->el == 1 && h->spsel == 1 && h->daif == PSTATE_DAIF, "the handler runs at EL%lu, SPSel %lu, DAIF 0x%lx",
 		      h->el, h->spsel, h->daif);
@@ -320,7 +317,7 @@ static void from_el0(const struct test *t)
 			CHECK((p->resume_spsr & PSTATE_MODE) == MODE_EL0T, "SPSR_EL1 is 0x%lx there", p->resume_spsr);
 		}
 	}
-	stop = 1;
+	spin.stop = 1;
 	TRY(finish(p, c));
 	CHECK(c->result >> 26 == 0x15, "EL0 did not come back by SVC: ESR_EL1 0x%lx", (u64)c->result);
 }

@@ -250,6 +250,10 @@ void guest_main(struct cpu *cpu)
 	}
 	machine.nr_cpus = nr_pes;
 	__asm__ volatile("msr vbar_el1, %0\n\tisb" :: "r"((u64)conform_vectors));
+	if (sdei0(SDEI_VERSION) < 0) {
+		print("1..0 # SKIP no SDEI: VERSION returned %ld\n# done\n", sdei0(SDEI_VERSION));
+		psci_system_off();
+	}
 	platform_init();
 	print("# platform: %u PEs, conduit %s, SDEI %lu.%lu, vendor 0x%x\n", nr_pes, conduits[machine.sdei_smc],
 	      platform.version >> 48 & 0x7fff, platform.version >> 32 & 0xffff, (u32)platform.version);

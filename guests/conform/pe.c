@@ -97,8 +97,8 @@ static void carry_out(struct pe *p, struct command *c)
 }
 
 /*
- * Serves commands until `leaving` names this depth of handlers.  An event that comes between the two accesses to `seen`
- * would have the command carried out twice: tests post none while they wait for one.
+ * Serves commands until `leaving` names this depth of handlers.  An event may come at any instruction, and its handler serve
+ * commands of its own: so a command says itself whether it has been taken.  Tests post none while they wait for an event.
  */
 static void serve(struct pe *p)
 {
@@ -107,12 +107,12 @@ static void serve(struct pe *p)
 	while (!depth || p->leaving != depth) {
 		struct command *c = p->posted;
 
-		if (c == p->seen) {
+		if (!c || c->taken) {
 			__asm__ volatile("wfe" ::: "memory");
 			continue;
 		}
+		c->taken = 1;
 		mb();
-		p->seen = c;
 		carry_out(p, c);
 	}
 	p->leaving = 0;
@@ -273,6 +273,16 @@ bool entered_at(const char *file, u64 line, struct handler *h, u64 times)
 	return false;
 }
 
+bool ended_at(const char *file, u64 line, struct handler *h, u64 times)
+{
+	/* `left` counts before the completing call; of a shared event its state tells when that has been made. */
+	if (WAIT(h->left == times || failed()) &&
+	    (h->pe || WAIT(!(sdei1(SDEI_EVENT_STATUS, h->event) & SDEI_STATUS_RUNNING))))
+		return !failed();
+	fail_at(file, line, "the handler of event 0x%x does not end", h->event);
+	return false;
+}
+
 bool exactly_at(const char *file, u64 line, struct handler *h, u64 times)
 {
 	if (!entered_at(file, line, h, times))
@@ -354,6 +364,17 @@ bool status_is_at(const char *file, u64 line, struct pe *p, u32 event, u64 want)
 	return false;
 }
 
+bool beats_at(const char *file, u64 line, const struct spin *s)
+{
+	u64 before = s->beats;
+
+	/* Twice: the first may have been on its way. */
+	if (WAIT(s->beats >= before + 2))
+		return !failed();
+	fail_at(file, line, "the PE does not spin");
+	return false;
+}
+
 /* -- power */
 
 s64 psci_call(u32 id, u64 a1, u64 a2, u64 a3)
@@ -380,7 +401,6 @@ bool turn_off(struct pe *p)
 	if (WAIT(psci_call(PSCI_AFFINITY_INFO64, p->mpidr, 0, 0) == PSCI_STATE_OFF || c->done) && !c->done) {
 		p->cpu->online = 0;
 		p->depth = 0;
-		p->seen = p->posted;
 		return true;
 	}
 	FAIL("CPU_OFF on PE %lu: %s", p->index, c->done ? "it returned" : "AFFINITY_INFO does not say that it is off");

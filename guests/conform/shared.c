@@ -26,7 +26,7 @@ static void routed(const struct test *t)
 		for (u64 n = 1; n <= 5; n++) {
 			TRIGGER(event, &pes[i]);
 			ENTERED(h, n);
-			CHECK(WAIT(h->left == n), "the handler does not end");
+			ENDED(h, n);
 			CHECK(h->by == &pes[i], "PE %lu took an event that is routed to PE %u", h->by->index, i);
 		}
 		IS(0, &pes[nr_pes - 1], SDEI_EVENT_UNREGISTER, event);
@@ -70,7 +70,7 @@ static void any_one(const struct test *t)
 	for (u64 n = 1; n <= 10; n++) {
 		TRIGGER(event, &pes[0]);
 		ENTERED(h, n);
-		CHECK(WAIT(h->left == n), "the handler does not end");
+		ENDED(h, n);
 	}
 	EXACTLY(h, 10);
 	note("the last of ten events was taken by PE %lu", h->by->index);
@@ -90,7 +90,7 @@ static void any_unmasked(const struct test *t)
 		IS(0, &pes[i], SDEI_PE_UNMASK);
 		TRIGGER(event, &pes[i]);
 		ENTERED(h, i + 1);
-		CHECK(WAIT(h->left == i + 1), "the handler does not end");
+		ENDED(h, i + 1);
 		CHECK(h->by == &pes[i], "PE %lu took it, which is masked", h->by->index);
 		IS(1, &pes[i], SDEI_PE_MASK);
 	}
@@ -117,7 +117,7 @@ static void any_power(const struct test *t)
 
 		TRIGGER(event, &pes[0]);
 		ENTERED(h, ++n);
-		CHECK(WAIT(h->left == n), "the handler does not end");
+		ENDED(h, n);
 		taker = h->by;
 		CHECK(taker->cpu->online, "PE %lu took it, which is off", taker->index);
 		if (taker->index == 0) {
@@ -177,7 +177,7 @@ static void busy_pe(const struct test *t)
 	for (u64 i = 1; i <= 5; i++) {
 		TRIGGER(event, &pes[2]);
 		ENTERED(h, i);
-		CHECK(WAIT(h->left == i), "the handler does not end");
+		ENDED(h, i);
 		CHECK(h->by != &pes[1], "PE 1 took it in the middle of a handler of this priority");
 		CHECK(h->by != &pes[0], "PE 0 took it, which is masked");
 	}
@@ -219,7 +219,7 @@ static void set(const struct test *t)
 		IS(0, &pes[0], SDEI_EVENT_ENABLE, event);
 		TRIGGER(event, &pes[i]);
 		ENTERED(h, i + 1);
-		CHECK(WAIT(h->left == i + 1), "the handler does not end");
+		ENDED(h, i + 1);
 		CHECK(h->by == &pes[i], "PE %lu took an event that is routed to PE %u", h->by->index, i);
 		settle();
 		IS(0, &pes[0], SDEI_EVENT_DISABLE, event);

@@ -44,7 +44,7 @@ static void to_others(const struct test *t)
 
 			IS(0, &pes[from], SDEI_EVENT_SIGNAL, 0, pes[to].mpidr);
 			ENTERED(h[to], before + 1);
-			CHECK(WAIT(h[to]->left == before + 1), "the handler on PE %u does not end", to);
+			ENDED(h[to], before + 1);
 		}
 	}
 	for (u32 i = 0; i < nr_pes; i++)
@@ -287,8 +287,11 @@ static void wakes(const struct test *t)
 	TRY(!failed());
 	c = post(p, do_wfi, (u64)h, 0, 0, 0, 0, 0);
 	settle();
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	/* One that comes before it waits does not wake it. */
+	for (u32 i = 0; i < 100 && !c->done; i++) {
+		TRIGGER(0, p);
+		settle();
+	}
 	TRY(finish(p, c));
 	CHECK(!c->result, "WFI ended 1000 times without an event");
 }

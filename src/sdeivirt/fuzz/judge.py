@@ -334,7 +334,9 @@ class Judge(Model):
             if not handler.status & REGISTERED:
                 self.tried["dispatch"][handler.status] = 1
                 return INVALID
-            if not self.kvm and (state.masked or not handler.status & ENABLED):
+            # TF-A masks a PE that was suspended when it wakes up, not before.
+            masked = state.masked and not state.wakeable
+            if not self.kvm and (masked or not handler.status & ENABLED):
                 return INVALID
             self._raise(handler)
             return SUCCESS

@@ -268,8 +268,11 @@ class Calls:
         # An unregistered handler, or one about to be, is no target under any policy.
         if handler is None or not handler.state & _REGISTERED:
             return _INVALID
-        if not self._policy.signal_pends and (target.masked or handler.state & _ENABLED_BITS != _ENABLED_BITS):
-            return _INVALID
+        if not self._policy.signal_pends:
+            # One that sleeps is masked only once it wakes up.
+            masked = target.masked and not target.wakeable
+            if masked or handler.state & _ENABLED_BITS != _ENABLED_BITS:
+                return _INVALID
         self._delivery.post(handler)
         return 0
 
