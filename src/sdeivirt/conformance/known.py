@@ -15,8 +15,6 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "kvm": {},
     "tf-a": {
         "calls.info.event0-signaled": "TF-A answers whether an event can not be signalled",
-        "signal.other.private": "as TF-A answers the inverse, a signalable event says that it is not",
-        "signal.other.critical": "as TF-A answers the inverse, a signalable event says that it is not",
     },
 }
 

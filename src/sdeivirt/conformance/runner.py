@@ -18,7 +18,7 @@ from ..guests import program_path
 from ..machine import ExitReason, MachineConfig, open_machine
 from ..smccc.ids import Conduit
 from .boot import Boot
-from .events import SUITE_EVENTS
+from .events import suite_events
 from .known import known_deviations
 from .model import Record, Report, SuiteRun, Verdict
 from .tap import NO_VERDICT, Event, Kind, TapParser
@@ -44,7 +44,7 @@ class Progress:
 
 def suite_config(config: MachineConfig) -> MachineConfig:
     """The configuration of a machine for the suite: its events, and no second start by the guest's own doing."""
-    return replace(config, name="conform", events=SUITE_EVENTS, restart=False)
+    return replace(config, name="conform", events=suite_events(config.policy), restart=False)
 
 
 def read_catalogue(guest: Path | None = None) -> list[Record]:

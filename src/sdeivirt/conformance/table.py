@@ -18,6 +18,7 @@ __all__ = ["catalogue_markdown", "catalogue_table", "render"]
 
 # Of a vCPU's report: why it stopped, and the instruction. The registers are in the other forms.
 _REPORT_LINE = re.compile(r"vCPU |\s*=> |\S*Error")
+MANY = 3  # so many more tests that are skipped for one reason are one line
 _STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.SKIP: "yellow"}
 
 
@@ -114,7 +115,7 @@ def _table_of(records: list[Record]) -> Table:
     made = _frame("verdict", "test", "rule", "reason")
     for (_, message), alike in itertools.groupby(records, key=lambda record: (record.verdict, record.message)):
         first, *more = alike
-        if more and message.startswith("not run: "):
+        if (more and message.startswith("not run: ")) or (len(more) >= MANY and first.verdict is Verdict.SKIP):
             made.add_row(_verdict(first), f"{first.id} ... {more[-1].id}", f"{1 + len(more)} tests", Text(message))
             continue
         for record in (first, *more):

@@ -22,7 +22,7 @@ from .plan import Coverage
 from .psci_oracle import CPU_SUSPENDS, THERE, is_psci
 from .puppet import Mismatch, Puppet, Request
 from .puppet_code import POKE, WFI
-from .records import IDLE, OPERATIONS
+from .records import IDLE, OPERATIONS, REGISTERED
 
 __all__ = ["REGISTERS", "Follower"]
 
@@ -121,7 +121,10 @@ class Follower(Places):
                 self._context_ids[self.psci.started] = self.psci.context_id
             registers.update(x0=result & M64, x1=0, x2=0, x3=0)
         else:
+            owned = self._owned() if self.edges else set()
             self.oracle.call(pe)
+            if self.edges:
+                self._forget_edges(owned ^ self._owned())
         self.digest = (self.digest * 31 + registers["x0"]) & M64
         code = registers["x0"] - (1 << 64)
         error = -16 < code < 0
@@ -219,6 +222,18 @@ class Follower(Places):
                 self._raised.add(request.raises)
         else:
             self._call(request)
+
+    def _owned(self) -> set[tuple[int, int]]:
+        """The interrupts that are the service's, as they are while their event is registered."""
+        handlers = [(intid, h) for intid, event in self.oracle.interrupts.items() for h in event.handlers]
+        return {(intid, h.pe or 0) for intid, h in handlers if h.status & REGISTERED}
+
+    def _forget_edges(self, moved: set[tuple[int, int]]) -> None:
+        """An edge does not survive a change of owners; of one that is just being made nobody can tell."""
+        self._raised -= moved
+        for request in self._requests.values():
+            if request.raises in moved:
+                request.raises = None
 
     def overdue(self) -> str:
         """An interrupt of the machine that ought to have become an event, if there is one."""
