@@ -244,23 +244,24 @@ def test_a_bound_interrupt_is_ours_and_then_the_guest_s_again() -> None:
 
 def _bind_and_release(far: FarEnd) -> None:
     gic = Gic(far.qtest, 0x0800_0000, 0x080A_0000, [0, 1])
-    far.prepare(b"OK 0xa0\nOK 0x0\nOK\nOK\nOK\n")
+    far.prepare(b"OK 0xa0\nOK 0x0\nOK\nOK\nOK\nOK\n")
     assert gic.take(27, 1), "a level"
     assert far.lines() == [
         "readb 0x80d041b",
         "readl 0x80d0c04",
         "writel 0x80d0180 0x8000000",
+        "writel 0x80d0280 0x8000000",
         "writel 0x80d0080 0xf7ff7fff",
         "writeb 0x80d041b 0x8",
     ]
     gic.kick([1])
     assert "writel 0x80d0080 0xf7ff7fff" in far.lines(), "a kick leaves it where it is"
-    far.prepare(b"OK\n" * 7)
+    far.prepare(b"OK\n" * 8)
     gic.give_back(27, 1)
-    assert far.lines()[1:] == ["writel 0x80d0080 0xffff7fff", "writeb 0x80d041b 0xa0"]
-    far.prepare(b"OK 0x0\nOK 0x20000\nOK\nOK\nOK\n")
+    assert far.lines()[1:] == ["writel 0x80d0280 0x8000000", "writel 0x80d0080 0xffff7fff", "writeb 0x80d041b 0xa0"]
+    far.prepare(b"OK 0x0\nOK 0x20000\nOK\nOK\nOK\nOK\n")
     assert not gic.take(40, 0), "edges"
-    assert far.lines()[3] == "writel 0x8000084 0xfffffeff"
+    assert far.lines()[4] == "writel 0x8000084 0xfffffeff"
     gic.enable(40, 1, on=True)
     assert far.lines() == ["writeq 0x8006140 0x1", "writel 0x8000104 0x100"]
 
