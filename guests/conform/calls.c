@@ -133,26 +133,9 @@ static void keeps_pstate(const struct test *t)
 
 /* -- EVENT_GET_INFO */
 
-static const char *kind_name(u64 arg)
-{
-	static const char *const names[] = { "private normal", "private critical", "shared normal", "shared critical" };
-
-	return names[arg];
-}
-
-/* The event that a test is about; NO_EVENT, and the test skipped, if the platform has none. */
-static u32 event_of(const struct test *t)
-{
-	u32 event = platform.events[t->arg >> 1][t->arg & 1][0];
-
-	if (event == NO_EVENT)
-		skip("no %s event on this platform", kind_name(t->arg));
-	return event;
-}
-
 static void info(const struct test *t)
 {
-	u32 event = event_of(t);
+	u32 event = platform_event(t->arg);
 	bool shared = t->arg >> 1;
 	s64 signaled;
 
@@ -178,7 +161,7 @@ static void info(const struct test *t)
 
 static void info_routing(const struct test *t)
 {
-	u32 event = event_of(t);
+	u32 event = platform_event(t->arg);
 	struct pe *p = &pes[nr_pes - 1];
 
 	if (event == NO_EVENT)
@@ -291,7 +274,7 @@ static void register_private_affinity(const struct test *t)
 
 static void register_bad_affinity(const struct test *t)
 {
-	u32 event = event_of(t);
+	u32 event = platform_event(t->arg);
 	static const u64 nowhere[] = { 0xff00ffffff, 0x7f00000000, 0x00fffffe };
 
 	if (event == NO_EVENT)

@@ -108,6 +108,9 @@ extern u32 nr_pes;			/* those that tests use */
 
 static inline struct pe *this_pe(void) { return this_cpu()->guest; }
 
+#define read_sysreg(name) ({ u64 _v; __asm__ volatile("mrs %0, " name : "=r"(_v) :: "memory"); _v; })
+#define write_sysreg(name, v) __asm__ volatile("msr " name ", %0\n\tisb" :: "r"((u64)(v)) : "memory")
+
 /* A command is carried out by its PE, inside of the handler if one holds there. */
 struct command {
 	s64 (*fn)(struct pe *p, const u64 *a);
@@ -132,8 +135,11 @@ s64 call_on(struct pe *p, u32 id, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 void fail_at(const char *file, u64 line, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #define FAIL(...)		fail_at(__FILE__, __LINE__, __VA_ARGS__)
 bool failed(void);
-#define TRY(ok)			do { if (!(ok) || failed()) return; } while (0)
-#define CHECK(cond, ...)	do { if (!(cond)) FAIL(__VA_ARGS__); if (failed()) return; } while (0)
+/* Who leaves a test must have said why; and one that has checked nothing has not passed. */
+void leaves(const char *file, u64 line);
+extern u32 checks;
+#define TRY(ok)			do { if (!(ok) || failed()) { leaves(__FILE__, __LINE__); return; } checks++; } while (0)
+#define CHECK(cond, ...)	do { if (!(cond)) FAIL(__VA_ARGS__); if (failed()) return; checks++; } while (0)
 
 bool is_at(const char *file, u64 line, s64 want, struct pe *p, u32 id, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 #define IS_(want, p, id, a1, a2, a3, a4, a5, ...)	is_at(__FILE__, __LINE__, want, p, id, a1, a2, a3, a4, a5)
@@ -241,8 +247,13 @@ bool raise_event(u32 event, struct pe *p);
 bool trigger(u32 event, struct pe *p);
 #define TRIGGER(event, p)	TRY(trigger(event, p))
 
-/* Binds an interrupt that nobody uses; the event is NO_EVENT, and the test skipped, if there is none or no slot. */
+/* Each of these gives NO_EVENT, and skips the test, if there is none. */
+/* The platform's first event of a kind, which is 2 if it is shared, plus 1 if it is critical. */
+u32 platform_event(u64 kind);
+/* A bound interrupt that nobody uses. */
 u32 bind_free(struct pe *p, bool shared);
+/* A shared event; firmware without a normal one may let us bind an SPI. */
+u32 shared_event(bool critical);
 
 /* -- assembly */
 
@@ -282,6 +293,7 @@ s64 psci_call(u32 id, u64 a1, u64 a2, u64 a3);
 #define PSCI_CPU_SUSPEND64	0xc4000001u
 #define PSCI_CPU_OFF		0x84000002u
 #define PSCI_AFFINITY_INFO64	0xc4000004u
+void secondary_entry(void);		/* of lib/start.S */
 bool turn_off(struct pe *p);
 bool turn_on(struct pe *p);
 

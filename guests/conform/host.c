@@ -5,22 +5,6 @@
 #define NEEDS_HOST	do { if (!platform.host) SKIP("needs a host that injects"); } while (0)
 #define PENDING_BIT	8
 
-static const char *kind_name(u64 arg)
-{
-	static const char *const names[] = { "private normal", "private critical", "shared normal", "shared critical" };
-
-	return names[arg];
-}
-
-static u32 event_of(const struct test *t)
-{
-	u32 event = t->arg == 0 ? 0 : platform.events[t->arg >> 1][t->arg & 1][0];
-
-	if (event == NO_EVENT)
-		skip("no %s event on this platform", kind_name(t->arg));
-	return event;
-}
-
 static bool ask(const struct test *t, const char *what, u32 event, struct pe *p, u64 *value, char error[40])
 {
 	if (t->arg >> 1)
@@ -37,13 +21,13 @@ static struct handler *listen(const struct test *t, u32 event, struct pe *p, u32
 #define BEGIN(t)					\
 	struct pe *p = &pes[1];				\
 	u64 value = 0;					\
-	char error[40];					\
+	char error[40] = "ok";				\
 	u32 event;					\
 	NEEDS_HOST;					\
 	NEEDS_PES(2);					\
 	(void)value;					\
 	(void)error;					\
-	event = event_of(t);				\
+	event = t->arg ? platform_event(t->arg) : 0;	\
 	if (event == NO_EVENT)				\
 		return
 

@@ -39,6 +39,14 @@ void skip(const char *fmt, ...)
 	now.skipped = true;
 }
 
+u32 checks;
+
+void leaves(const char *file, u64 line)
+{
+	if (!failed() && !now.skipped)
+		fail_at(file, line, "the test was left without a verdict");
+}
+
 void note(const char *fmt, ...)
 {
 	struct out uart = { 0 };
@@ -138,7 +146,6 @@ static void announce(u32 number, const struct test *t)
 
 /* -- one test */
 
-
 static s64 do_reset(struct pe *p, const u64 *a)
 {
 	(void)p;
@@ -212,8 +219,11 @@ static void run(u32 number, const struct test *t)
 {
 	now.test = t;
 	now.skipped = false;
+	checks = 0;
 	print("# run %s\n", t->id);
 	t->run(t);
+	if (!checks)
+		leaves(__FILE__, __LINE__);
 	verdict(number, t);
 	clean_up(false);
 }
@@ -222,7 +232,7 @@ static void run(u32 number, const struct test *t)
 
 static void make_catalogue(void)
 {
-	const struct group all[] = {
+	const struct group all[MAX_GROUPS] = {
 		calls_group, state_group(), entry_group, context_group, signal_group, mask_group, priority_group,
 		shared_group, bind_group, reset_group, power_group, host_group,
 	};

@@ -10,8 +10,6 @@ u32 nr_pes;
 static struct command commands[MAX_PES][RING];
 static u32 next_command[MAX_PES];
 
-#define read_sysreg(name) ({ u64 _v; __asm__ volatile("mrs %0, " name : "=r"(_v) :: "memory"); _v; })
-
 /* -- waits */
 
 #define PATIENCE_SECONDS	3
@@ -309,26 +307,25 @@ static s64 do_nothing(struct pe *p, const u64 *a)
 	return 0;
 }
 
-/* Has the innermost handler of p make a call that completes it; how deep p is afterwards. */
-static bool complete(struct pe *p, u64 id, u64 arg, u64 *before, u64 *after)
+/* Has the innermost handler of p make a call that completes it, and waits until that has been made. */
+static bool complete(const char *file, u64 line, struct pe *p, u64 id, u64 arg)
 {
 	struct command *c = post(p, do_leave, id, arg, 0, 0, 0, 0);
 
 	if (!finish(p, c))
 		return false;
-	*before = c->depth;
-	c = post(p, do_nothing, 0, 0, 0, 0, 0, 0);
-	if (!finish(p, c))
+	if (!c->depth) {
+		fail_at(file, line, "PE %lu runs no handler that could complete", p->index);
 		return false;
-	*after = c->depth;
-	return true;
+	}
+	return finish(p, post(p, do_nothing, 0, 0, 0, 0, 0, 0));
 }
 
 bool leave_at(const char *file, u64 line, struct pe *p, u64 id, u64 arg)
 {
-	u64 before, after, refusals = p->refusals;
+	u64 refusals = p->refusals;
 
-	if (!complete(p, id, arg, &before, &after))
+	if (!complete(file, line, p, id, arg))
 		return false;
 	if (p->refusals == refusals)
 		return !failed();
@@ -339,9 +336,9 @@ bool leave_at(const char *file, u64 line, struct pe *p, u64 id, u64 arg)
 
 bool stays_at(const char *file, u64 line, struct pe *p, u64 id, u64 arg, s64 want)
 {
-	u64 before, after, refusals = p->refusals;
+	u64 refusals = p->refusals;
 
-	if (!complete(p, id, arg, &before, &after))
+	if (!complete(file, line, p, id, arg))
 		return false;
 	if (p->refusals == refusals)
 		fail_at(file, line, "%s(0x%lx) on PE %lu ended the handler", sdei_call_name((u32)id), arg, p->index);
@@ -406,8 +403,6 @@ bool turn_off(struct pe *p)
 	FAIL("CPU_OFF on PE %lu: %s", p->index, c->done ? "it returned" : "AFFINITY_INFO does not say that it is off");
 	return false;
 }
-
-void secondary_entry(void);		/* of lib/start.S */
 
 bool turn_on(struct pe *p)
 {

@@ -77,15 +77,17 @@ static void make_edge(struct pe *p, u32 intid)
 	wr(address, rd(address) | 2u << intid % 16 * 2);
 }
 
-/* The interrupt of each event that was bound. */
-static struct { u32 event, intid; } bound[16];
+/* The interrupts of the events that were bound last. */
+#define MAX_BOUND 16
+static struct { u32 event, intid; } bound[MAX_BOUND];
 static u32 nr_bound;
 
 static u32 interrupt_of(u32 event)
 {
-	for (u32 i = nr_bound; i--;)
-		if (bound[i].event == event)
-			return bound[i].intid;
+	/* From the last one back: numbers are given out again, for other interrupts. */
+	for (u32 i = 1; i <= nr_bound && i <= MAX_BOUND; i++)
+		if (bound[(nr_bound - i) % MAX_BOUND].event == event)
+			return bound[(nr_bound - i) % MAX_BOUND].intid;
 	return 0;
 }
 
@@ -156,13 +158,29 @@ u32 bind_free(struct pe *p, bool shared)
 		if (platform.gicd)
 			for (u32 k = 0; k < (shared ? 1 : nr_pes); k++)
 				make_edge(&pes[k], intids[i]);
-		bound[nr_bound].event = (u32)ret;
-		bound[nr_bound].intid = intids[i];
-		nr_bound = (nr_bound + 1) % 16;
+		bound[nr_bound % MAX_BOUND].event = (u32)ret;
+		bound[nr_bound++ % MAX_BOUND].intid = intids[i];
 		return (u32)ret;
 	}
 	skip("no %s can be bound here: %s", shared ? "SPI" : "PPI", sdei_error_name(ret));
 	return NO_EVENT;
+}
+
+u32 platform_event(u64 kind)
+{
+	static const char *const names[] = { "private normal", "private critical", "shared normal", "shared critical" };
+	u32 event = platform.events[kind >> 1][kind & 1][0];
+
+	if (event == NO_EVENT)
+		skip("no %s event on this platform", names[kind]);
+	return event;
+}
+
+u32 shared_event(bool critical)
+{
+	if (!critical && SHARED_NORMAL(0) == NO_EVENT)
+		return bind_free(&pes[0], true);
+	return platform_event(critical ? 3 : 2);
 }
 
 /* -- finding all that */

@@ -58,7 +58,7 @@ static void signal_off(const struct test *t)
 static void shared_survives(const struct test *t)
 {
 	struct pe *p = &pes[nr_pes - 1];
-	u32 event = SHARED_NORMAL(0) != NO_EVENT ? SHARED_NORMAL(0) : bind_free(&pes[0], true);
+	u32 event = shared_event(false);
 	struct handler *h;
 
 	(void)t;
@@ -101,7 +101,7 @@ static void off_in_handler(const struct test *t)
 static void off_in_shared_handler(const struct test *t)
 {
 	struct pe *p = &pes[nr_pes - 1];
-	u32 event = SHARED_NORMAL(0) != NO_EVENT ? SHARED_NORMAL(0) : bind_free(&pes[0], true);
+	u32 event = shared_event(false);
 	struct handler *h;
 
 	(void)t;
@@ -172,12 +172,11 @@ static void standby(const struct test *t)
 	TRY(finish(p, c));
 	if (c->result)
 		SKIP("CPU_SUSPEND to standby returned %ld", c->result);
+	CHECK(h->entered, "CPU_SUSPEND came back again and again, and no event came");
 	/* Awake, unmasked, registered. */
 	STATUS_IS(ST_ENABLED, p, 0);
 	IS(1, p, SDEI_PE_MASK);
 }
-
-void secondary_entry(void);
 
 static s64 do_power_down(struct pe *p, const u64 *a)
 {

@@ -2,18 +2,6 @@
 /* Shared events: routing, and who takes them. */
 #include "conform.h"
 
-/* A shared event; the test is skipped if there is none.  Firmware without one may let us bind an SPI. */
-static u32 shared_event(bool critical)
-{
-	u32 event = critical ? SHARED_CRITICAL(0) : SHARED_NORMAL(0);
-
-	if (event != NO_EVENT)
-		return event;
-	if (!critical)
-		return bind_free(&pes[0], true);
-	skip("no shared critical event on this platform");
-	return NO_EVENT;
-}
 #define SHARED_EVENT(t)	({ u32 e_ = shared_event((t)->arg); if (e_ == NO_EVENT) return; e_; })
 
 static void routed(const struct test *t)

@@ -161,6 +161,7 @@ static void dispatch(struct subject *s, u64 status, u64 next)
 	bool enters = status == ST_ENABLED, raised = raise_event(s->event, s->p);
 
 	TRY(!failed());
+	CHECK(raised || s->event || !(status & SDEI_STATUS_ENABLED), "EVENT_SIGNAL of event 0 is refused");
 	if (enters && !raised)
 		SKIP("nothing here raises event 0x%x", s->event);
 	EXACTLY(s->h, before + enters);
@@ -283,6 +284,7 @@ static void unregister_drops(const struct test *t)
 	got = CALL(p, SDEI_EVENT_SIGNAL, 0, p->mpidr);
 	if (got == SDEI_INVALID)
 		SKIP("EVENT_SIGNAL refuses a target that is not enabled");
+	CHECK(!got, "EVENT_SIGNAL to a target that is not enabled returned %s (%ld)", sdei_error_name(got), got);
 	IS(0, p, SDEI_EVENT_UNREGISTER, 0);
 	h = enlist(p, 0, 0);
 	EXACTLY(h, 0);
