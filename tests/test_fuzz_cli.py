@@ -104,10 +104,16 @@ def test_finds_writes_and_replays(
 
 
 def test_where_failures_go(defect: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file is written over; in a directory, none is."""
-    for _ in range(2):
-        assert fuzz("--calls", "5000", "--output", str(tmp_path / "it.json")) == 1
+    """Into a new file of ours alone; what exists is never written over, whatever it is."""
+    assert fuzz("--calls", "5000", "--output", str(tmp_path / "it.json")) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["it.json"]
+    assert (tmp_path / "it.json").stat().st_mode & 0o777 == 0o600
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path / "target")
+    for place in (tmp_path / "it.json", Path("/dev/null"), link):
+        assert fuzz("--calls", "5000", "--output", str(place)) == 2
+        assert "exists already" in capsys.readouterr().err
+    assert link.is_symlink()
     for _ in range(2):
         assert fuzz("--calls", "5000", "--output", str(tmp_path), "--json") == 1
     capsys.readouterr()
@@ -119,7 +125,7 @@ def test_where_failures_go(defect: pytest.MonkeyPatch, tmp_path: Path, capsys: p
 def test_a_failure_that_cannot_be_written_is_not_lost(
     defect: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fuzz("--calls", "5000", "--output", str(tmp_path / "no" / "it.json")) == 3
+    assert fuzz("--calls", "5000", "--output", str(tmp_path / ("x" * 300))) == 1
     out, err = capsys.readouterr()
     assert "x0 after PE_MASK" in out
     assert "cannot write the failure" in err
@@ -133,6 +139,7 @@ def test_a_failure_that_cannot_be_written_is_not_lost(
     [
         (["--calls", "0"], "--calls 0 does nothing"),
         (["--jobs", "0"], "--jobs 0 does nothing"),
+        (["--output", "/nonexistent/it.json"], "there is no directory /nonexistent"),
         (["--jobs", "5000"], "5000 jobs at a time are too many"),
         (["--calls", "x"], "'x' is no number"),
         (["--minutes", "0"], "'0' are no minutes"),

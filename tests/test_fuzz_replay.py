@@ -43,10 +43,11 @@ def document(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    """Everything comes back; long numbers are hexadecimal in the file; an old file is replaced."""
+    """Everything comes back; long numbers are hexadecimal in the file; an old file is left alone."""
     path = tmp_path / "failure.json"
-    path.write_text("old")
     save(FAILURE, path)
+    with pytest.raises(EnvironmentUnavailableError, match="exists"):
+        save(FAILURE, path)
     assert load(path) == FAILURE
     assert '  ["call", 1, "0xc400002c", "0xffffffffffffffff", 0, 0, 1, 2],' in path.read_text().splitlines()
     assert list(tmp_path.iterdir()) == [path], "something was left behind"

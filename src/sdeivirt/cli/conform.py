@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +30,8 @@ from .options import Json, Seconds, SuiteOptions, policy_named
 from .output import show
 
 __all__ = ["conform"]
+
+QUIET_SECONDS = 10.0
 
 
 def _complete_ids(_context: object) -> list[str]:
@@ -175,17 +178,22 @@ def _write(path: Path | None, form: Callable[[Report], str], report: Report) -> 
 
 
 class _LiveLine:
-    """Counts and the test that runs, on one line of the terminal; nothing where standard error is none."""
+    """Counts and the test that runs, on one line of the terminal; a line now and then where standard error is none."""
 
     def __init__(self) -> None:
         self._on = sys.stderr.isatty()
+        self._next = time.monotonic() + QUIET_SECONDS
 
     def show(self, progress: Progress) -> None:
-        if not self._on:
+        if not self._on and time.monotonic() < self._next:
             return
         done = progress.passed + progress.failed + progress.skipped
         text = f"{progress.conduit} {done}/{progress.tests}: {progress.passed} passed, {progress.failed} failed, "
         text += f"{progress.skipped} skipped  {progress.running}"
+        if not self._on:
+            self._next = time.monotonic() + QUIET_SECONDS
+            print(text, file=sys.stderr, flush=True)
+            return
         sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 

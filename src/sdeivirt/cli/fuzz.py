@@ -88,6 +88,7 @@ def fuzz(
 
     _check(machine, calls, jobs, vcpus)
     policies = ("kvm", "tf-a") if policy is None else (policy_named(policy).name,)
+    _check_output(output)
     if calls is None and minutes is None:
         calls = CALLS[machine]
     seed = secrets.randbits(32) if seed is None else seed
@@ -105,10 +106,11 @@ def fuzz(
             raise
     try:
         places = [_write(failure, output) for failure in summary.failures[:1]]
-    except EnvironmentUnavailableError:
+    except EnvironmentUnavailableError as error:
+        # It has been found all the same, and must not be lost.
         _print(summary, render, [], json_)
-        print(text_of(summary.failures[0]), file=sys.stderr)
-        raise
+        print(f"error: {error.message}; here it is\n{text_of(summary.failures[0])}", file=sys.stderr)
+        return 1
     _print(summary, render, places, json_)
     if summary.failures:
         return 1
@@ -123,6 +125,18 @@ def _check(machine: str, calls: int | None, jobs: int | None, vcpus: int) -> Non
     most = MOST_VCPUS[machine]
     if not 1 <= vcpus <= most:
         raise UsageError(f"the fuzzer cannot have {vcpus} vCPUs", f"1 to {most} can be; 4 is a good number")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse at once what could not be written at the end. Raises UsageError."""
+    hint = "give a directory, or the name of a new file, with --output"
+    if not os.path.isdir(output) and os.path.lexists(output):
+        raise UsageError(f"{output} exists already", hint)
+    folder = output if os.path.isdir(output) else output.parent
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no directory {folder}", hint)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write into {folder}", hint)
 
 
 def _executor(kind: str, jobs: int | None) -> Executor:
@@ -148,7 +162,7 @@ def _write(failure: Failure, output: Path) -> str:
     from ..fuzz.replay import save
 
     path = output
-    if output.is_dir():
+    if os.path.isdir(output):
         for number in range(1_000_000):
             path = output / f"fuzz-{failure.seed:x}{f'-{number}' if number else ''}.json"
             if not path.exists():

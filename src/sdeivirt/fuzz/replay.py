@@ -72,14 +72,19 @@ def text_of(failure: Failure) -> str:
 
 
 def save(failure: Failure, path: Path) -> None:
-    """Write a failure, whole or not at all. Raises EnvironmentUnavailableError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a failure into a new file, private (0600), whole or not at all. Raises EnvironmentUnavailableError.
+
+    What exists already is left alone, whatever it is: a report, a link, a device.
+    """
+    made = False
     try:
-        temporary.write_text(text_of(failure))
-        temporary.replace(path)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            made = True
+            file.write(text_of(failure))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise EnvironmentUnavailableError(
             f"cannot write the failure to {path}: {error.strerror}", "choose another place with --output"
         ) from error
