@@ -64,6 +64,10 @@ class Progress:
         )
 
 
+def _steps(number: int) -> str:
+    return f"{number} step{'s' * (number != 1)}"
+
+
 def render(summary: Summary) -> str:
     """What came of the campaign."""
     calls = max(summary.calls, 1)
@@ -78,6 +82,9 @@ def render(summary: Summary) -> str:
     ]
     for policy, coverage in summary.coverage.items():
         cells, all_cells, codes, all_codes = reached(coverage, summary.machine)
+        if not codes:
+            lines.append(f"{policy:12} not attacked: there were too few calls for a job of each policy")
+            continue
         lines.append(
             f"{policy:12} {cells} of {all_cells} cells of the state table, {codes} of {all_codes} results of calls"
         )
@@ -87,7 +94,7 @@ def render(summary: Summary) -> str:
             lines.append(f"             and {len(absent) - SHOWN} more")
     lines.append(f"digest       {summary.digest:#010x}")
     for failure in summary.failures:
-        lines.append(f"FAILED       {failure.kind}, in {failure.world.policy}, {len(failure.steps)} steps")
+        lines.append(f"FAILED       {failure.kind}, in {failure.world.policy}, {_steps(len(failure.steps))}")
         lines += [f"             {line}" for line in failure.message.splitlines()]
     lines.append({"done": "PASSED", "failed": "FAILED", "interrupted": "INTERRUPTED"}.get(summary.ended, "ENDED EARLY"))
     return "\n".join(lines)
