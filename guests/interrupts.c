@@ -10,9 +10,6 @@
 #include "sdei.h"
 #include "smccc.h"
 
-#define SDEI_EVENT_ROUTING_SET		0xc400002a
-#define SDEI_INTERRUPT_BIND		0xc400002d
-#define SDEI_INTERRUPT_RELEASE		0xc400002e
 #define SDEI_RM_PE			1
 #define SDEI_PRIORITY_CRITICAL		1
 

@@ -364,6 +364,18 @@ def test_failures_are_read_and_a_bail_out_behind_a_verdict_changes_nothing() -> 
 
 
 @pytest.mark.machine
+@pytest.mark.parametrize("test", CATALOGUE)
+def test_an_end_behind_a_test_that_passed_is_a_problem(test: str) -> None:
+    ends = verdict(test) + say("Bail out! cannot go on, cleaning up\n") + asm("    off")
+    result = run(fake_guest([(each, ends if each == test else "") for each in CATALOGUE]))
+    assert told(result) == ["PASS", "PASS", "PASS"]
+    assert result.boots == (1 if test == CATALOGUE[-1] else 2)
+    problem = f"after {test} had passed or was skipped, the guest did not go on: the guest bailed out: cannot go on, "
+    assert [text.startswith(problem) for text in result.problems] == [True]
+    assert not result.ok
+
+
+@pytest.mark.machine
 def test_a_guest_that_goes_back_is_ended() -> None:
     result = run(guest_with(asm("    .inst 0\n"), obeys=False))
     assert told(result) == ["PASS", "FAIL", "SKIP"]

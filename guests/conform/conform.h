@@ -21,10 +21,6 @@
 #include "sdei.h"
 #include "smccc.h"
 
-#define SDEI_EVENT_ROUTING_SET		0xc400002a
-#define SDEI_INTERRUPT_BIND		0xc400002d
-#define SDEI_INTERRUPT_RELEASE		0xc400002e
-
 #define SDEI_SUCCESS			0
 #define SDEI_NOT_SUPPORTED		(-1)
 #define SDEI_INVALID			(-2)

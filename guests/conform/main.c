@@ -181,8 +181,6 @@ static void reset_private(struct pe *p)
 static void clean_up(bool all)
 {
 	for (u32 i = 0; i < nr_pes; i++)
-		pes[i].at = NULL;
-	for (u32 i = 0; i < nr_pes; i++)
 		if (all || !i || pes[i].used || pes[i].depth || !pes[i].cpu->online)
 			reset_private(&pes[i]);
 	(void)OK(0, &pes[0], SDEI_SHARED_RESET);
@@ -207,6 +205,8 @@ static void verdict(u32 number, const struct test *t)
 		for (u32 k = 0; k < nr_pes; k++)
 			if (pes[k].lost)
 				bail_out("PE %u does not answer", k);
+		for (u32 k = 0; k < nr_pes; k++)
+			pes[k].at = NULL;
 		return;
 	}
 	if (now.skipped)
@@ -217,6 +217,8 @@ static void verdict(u32 number, const struct test *t)
 
 static void run(u32 number, const struct test *t)
 {
+	bool failing;
+
 	now.test = t;
 	now.skipped = false;
 	checks = 0;
@@ -224,8 +226,13 @@ static void run(u32 number, const struct test *t)
 	t->run(t);
 	if (!checks)
 		leaves(__FILE__, __LINE__);
+	/* One that leaves the firmware in a state from which nothing leads back has not passed: it gets no verdict then. */
+	failing = failed();
+	if (!failing)
+		clean_up(false);
 	verdict(number, t);
-	clean_up(false);
+	if (failing)
+		clean_up(false);
 }
 
 /* -- */

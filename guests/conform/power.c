@@ -147,7 +147,7 @@ static s64 do_suspend(struct pe *p, const u64 *a)
 
 	(void)p;
 	/* Implementations may come back early, so again until the event has come. */
-	for (u32 i = 0; i < 100000 && !h->entered && !ret; i++)
+	for (struct patience w = { 0 }; !h->entered && !ret && wait_more(&w);)
 		ret = psci_call(PSCI_CPU_SUSPEND64, a[0], 0, 0);
 	return ret;
 }

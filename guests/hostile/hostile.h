@@ -24,9 +24,6 @@
 #include "sdei.h"
 #include "smccc.h"
 
-#define SDEI_EVENT_ROUTING_SET		0xc400002a
-#define SDEI_INTERRUPT_BIND		0xc400002d
-#define SDEI_INTERRUPT_RELEASE		0xc400002e
 #define SDEI_REGISTER_RELATIVE		2
 #define INVALID		(-2)
 #define DENIED		(-3)

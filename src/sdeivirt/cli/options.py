@@ -173,7 +173,7 @@ class SuiteOptions(EngineChoice):
         Whose firmware to be like: kvm (if nothing is said) or tf-a. With
         --from-log: whose deviations are known; none if nothing is said.
     vcpus
-        How many vCPUs; the suite uses up to 8, and needs 4 for all tests.
+        How many vCPUs; the suite uses up to 8, and needs 3 for all tests.
     conduit
         The instruction that the guest calls with; both are tested in turn.
     """

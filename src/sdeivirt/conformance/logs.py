@@ -67,6 +67,11 @@ def _run(conduit: str, streams: list[Stream]) -> SuiteRun:
     why = f"the guest bailed out: {last.bail}" if last.bail is not None else "the log ends before the end of the suite"
     if not last.done:
         run.problems.append(why)
+    for stream in streams[:-1]:
+        if stream.bail is not None and stream.blameless:
+            run.problems.append(
+                f"after {stream.ran[-1]} had passed or was skipped, the guest bailed out: {stream.bail}"
+            )
     planned = max((stream.plan or 0 for stream in streams), default=0)
     if len(records) < planned:
         run.problems.append(f"{len(records)} of {planned} tests are named in the log")

@@ -209,6 +209,9 @@ class _Session:
             self.timed_out |= timed_out and not self._ran
             problem = f"no test was run after start number {self.run.boots}: {reason}"
             self.run.problems.append(f"{problem}\n{detail}" if detail else problem)
+        elif not self._lost and stream.blameless:
+            problem = f"after {stream.ran[-1]} had passed or was skipped, the guest did not go on: {reason}"
+            self.run.problems.append(f"{problem}\n{detail}" if detail else problem)
         return False
 
     def _collect(self) -> None:

@@ -105,6 +105,11 @@ class Stream:
     nothing: str = ""  # why no test is to run at all
     notes: list[str] = field(default_factory=list)  # before the first test
 
+    @property
+    def blameless(self) -> bool:
+        """Whether the last test that began has ended without a failure: none tells of it then if the guest is gone."""
+        return bool(self.ran) and self.running is None and self.records[self.ran[-1]].verdict is not Verdict.FAIL
+
     def end(self, message: str, detail: str = "") -> None:
         """Nothing more will come: a test that was running has failed."""
         running, self.running = self.running, None

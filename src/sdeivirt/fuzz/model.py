@@ -145,10 +145,6 @@ class Model:
 
     # -- who may enter what
 
-    def may_take(self, pe: Pe, handler: Handler) -> bool:
-        """Whether `pe` could enter the handler at once, were it ripe."""
-        return pe.room >= handler.needs and handler.routed_to in (None, pe.index)
-
     def choices(self, pe: Pe) -> list[Handler]:
         """The handlers that `pe` may enter when it looks now; if it is due, it must enter one.
 

@@ -44,7 +44,6 @@ _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
 
 EC_WFX = 0x01
 EC_INSTRUCTION_ABORT = 0x20
-EC_DATA_ABORT = 0x24
 SCTLR_M = 1
 
 
