@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "callee.h"
 #include "config.h"
 #include "conform.h"
 #include "smccc.h"
@@ -188,12 +189,7 @@ save_rest:
 	.macro	full name, insn:vararg
 	.globl	\name
 \name:
-	stp	x29, x30, [sp, #-96]!
-	stp	x19, x20, [sp, #16]
-	stp	x21, x22, [sp, #32]
-	stp	x23, x24, [sp, #48]
-	stp	x25, x26, [sp, #64]
-	stp	x27, x28, [sp, #80]
+	push_callee_saved
 	msr	tpidr_el0, x0
 	mov	x1, sp
 	str	x1, [x0, #FULL_SP_CHANGED]
@@ -266,12 +262,7 @@ save_rest:
 1:
 	.endr
 	str	x1, [x0, #FULL_CANARIES]
-	ldp	x27, x28, [sp, #80]
-	ldp	x25, x26, [sp, #64]
-	ldp	x23, x24, [sp, #48]
-	ldp	x21, x22, [sp, #32]
-	ldp	x19, x20, [sp, #16]
-	ldp	x29, x30, [sp], #96
+	pop_callee_saved
 	ret
 	.endm
 
@@ -284,12 +275,7 @@ full_call_end:
 
 	.globl	spin_canaries
 spin_canaries:
-	stp	x29, x30, [sp, #-96]!
-	stp	x19, x20, [sp, #16]
-	stp	x21, x22, [sp, #32]
-	stp	x23, x24, [sp, #48]
-	stp	x25, x26, [sp, #64]
-	stp	x27, x28, [sp, #80]
+	push_callee_saved
 	mov	x2, sp
 	msr	sp_el0, x2
 	msr	spsel, x1
@@ -321,12 +307,7 @@ spin_canaries:
 	cbz	x1, 1b
 	mov	x0, #0
 2:	msr	spsel, #1
-	ldp	x27, x28, [sp, #80]
-	ldp	x25, x26, [sp, #64]
-	ldp	x23, x24, [sp, #48]
-	ldp	x21, x22, [sp, #32]
-	ldp	x19, x20, [sp, #16]
-	ldp	x29, x30, [sp], #96
+	pop_callee_saved
 	ret
 	.irp	r, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
 bad_\r:	mov	x0, #(1 << \r)
@@ -337,12 +318,7 @@ bad_\r:	mov	x0, #(1 << \r)
 
 	.globl	run_el0
 run_el0:
-	stp	x29, x30, [sp, #-96]!
-	stp	x19, x20, [sp, #16]
-	stp	x21, x22, [sp, #32]
-	stp	x23, x24, [sp, #48]
-	stp	x25, x26, [sp, #64]
-	stp	x27, x28, [sp, #80]
+	push_callee_saved
 	mov	x3, sp
 	str	x3, [x0, #PE_EL0_SP]
 	msr	elr_el1, x1
@@ -358,12 +334,7 @@ sync_el0:
 	str	x1, [x0, #PE_EL0_ESR]
 	ldr	x1, [x0, #PE_EL0_SP]
 	mov	sp, x1
-	ldp	x27, x28, [sp, #80]
-	ldp	x25, x26, [sp, #64]
-	ldp	x23, x24, [sp, #48]
-	ldp	x21, x22, [sp, #32]
-	ldp	x19, x20, [sp, #16]
-	ldp	x29, x30, [sp], #96
+	pop_callee_saved
 	ret
 
 	.globl	el0_spin

@@ -198,6 +198,15 @@ bool entered_at(const char *file, u64 line, struct handler *h, u64 times);
 bool exactly_at(const char *file, u64 line, struct handler *h, u64 times);
 #define EXACTLY(h, times)	TRY(exactly_at(__FILE__, __LINE__, h, times))
 
+/* A handler of event 0 that runs on p, and holds. */
+#define HELD(p)	({				\
+	struct handler *h_ = enlist(p, 0, HOLD);\
+						\
+	TRIGGER(0, p);				\
+	ENTERED(h_, 1);				\
+	h_;					\
+})
+
 /* So many runs of it have completed. */
 bool ended_at(const char *file, u64 line, struct handler *h, u64 times);
 #define ENDED(h, times)	TRY(ended_at(__FILE__, __LINE__, h, times))

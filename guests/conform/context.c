@@ -70,13 +70,10 @@ static void bounds(const struct test *t)
 {
 	static const u64 beyond[] = { 18, 19, 30, 31, 0x7fffffff, 0x80000000, 0xffffffff };
 	struct pe *p = &pes[1];
-	struct handler *h;
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	(void)HELD(p);
 	for (u32 i = 0; i < sizeof(beyond) / sizeof(beyond[0]); i++)
 		IS(SDEI_INVALID, p, SDEI_EVENT_CONTEXT, beyond[i]);
 	STATUS_IS(ST_RUNNING, p, 0);
@@ -130,9 +127,7 @@ static void twice(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	LEAVE(p);
 	IS(SDEI_DENIED, p, SDEI_EVENT_COMPLETE, 0);
 	IS(SDEI_DENIED, p, SDEI_EVENT_COMPLETE_AND_RESUME, (u64)resume_el1);
@@ -150,9 +145,7 @@ static void resume(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	LEAVE_BY(p, SDEI_EVENT_COMPLETE_AND_RESUME, (u64)resume_el1);
 	CHECK(p->resumed == resumed + 1, "%lu arrivals at the resume address instead of one", p->resumed - resumed);
 	CHECK(p->resume_elr == h->x[2], "ELR_EL1 is 0x%lx there instead of the interrupted PC, 0x%lx", p->resume_elr, h->x[2]);
@@ -173,9 +166,7 @@ static void resume_unaligned(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	p->refusals = 0;
 	p->catch_esr = 0;
 	p->catch_spsr = h->x[3];

@@ -78,9 +78,7 @@ static void in_handler(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	IS(1, p, SDEI_PE_MASK);
 	LEAVE(p);
 	STATUS_IS(ST_ENABLED, p, 0);
@@ -99,9 +97,7 @@ static void in_handler_pending(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	IS(0, &pes[0], SDEI_EVENT_SIGNAL, 0, p->mpidr);
 	IS(1, p, SDEI_PE_MASK);
 	h->hold = false;

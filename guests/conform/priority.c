@@ -24,18 +24,23 @@ static bool both(struct handler **n, struct handler **c)
 	return !failed();
 }
 
+/* The normal handler runs on PE 1, and the critical one has interrupted it. */
+#define NESTED(n, c)	do {		\
+	if (!both(&(n), &(c)))		\
+		return;			\
+	TRIGGER(normal, &pes[1]);	\
+	ENTERED(n, 1);			\
+	TRIGGER(critical, &pes[1]);	\
+	ENTERED(c, 1);			\
+} while (0)
+
 static void nests(const struct test *t)
 {
 	struct pe *p = &pes[1];
 	struct handler *n, *c;
 
 	(void)t;
-	if (!both(&n, &c))
-		return;
-	TRIGGER(normal, p);
-	ENTERED(n, 1);
-	TRIGGER(critical, p);
-	ENTERED(c, 1);
+	NESTED(n, c);
 	CHECK(p->depth == 2, "%lu handlers run instead of 2", p->depth);
 	STATUS_IS(ST_RUNNING, p, normal);
 	STATUS_IS(ST_RUNNING, p, critical);
@@ -175,12 +180,7 @@ static void interrupted_pc(const struct test *t)
 	struct handler *n, *c;
 
 	(void)t;
-	if (!both(&n, &c))
-		return;
-	TRIGGER(normal, p);
-	ENTERED(n, 1);
-	TRIGGER(critical, p);
-	ENTERED(c, 1);
+	NESTED(n, c);
 	CHECK((c->x[3] & (PSTATE_MODE | PSTATE_DAIF)) == (MODE_EL1H | PSTATE_DAIF), "the interrupted PSTATE is 0x%lx: no handler's",
 	      c->x[3]);
 	LEAVE(p);
@@ -195,12 +195,7 @@ static void inner_disables_outer(const struct test *t)
 	struct handler *n, *c;
 
 	(void)t;
-	if (!both(&n, &c))
-		return;
-	TRIGGER(normal, p);
-	ENTERED(n, 1);
-	TRIGGER(critical, p);
-	ENTERED(c, 1);
+	NESTED(n, c);
 	IS(0, p, SDEI_EVENT_DISABLE, normal);
 	STATUS_IS(ST_RUNNING_DISABLED, p, normal);
 	IS(SDEI_PENDING, p, SDEI_EVENT_UNREGISTER, normal);
@@ -222,12 +217,7 @@ static void resume_inner(const struct test *t)
 	u64 resumed = p->resumed;
 
 	(void)t;
-	if (!both(&n, &c))
-		return;
-	TRIGGER(normal, p);
-	ENTERED(n, 1);
-	TRIGGER(critical, p);
-	ENTERED(c, 1);
+	NESTED(n, c);
 	LEAVE_BY(p, SDEI_EVENT_COMPLETE_AND_RESUME, (u64)resume_el1);
 	CHECK(p->resumed == resumed + 1, "no arrival at the resume address");
 	CHECK(p->resume_elr == c->x[2], "ELR_EL1 is 0x%lx there instead of 0x%lx", p->resume_elr, c->x[2]);

@@ -156,9 +156,7 @@ static void unregister_pending(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	IS(SDEI_PENDING, p, SDEI_EVENT_UNREGISTER, 0);
 	IS(SDEI_INVALID, &pes[0], SDEI_EVENT_SIGNAL, 0, p->mpidr);
 	LEAVE(p);
@@ -200,9 +198,7 @@ static void running(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	h = enlist(p, 0, HOLD);
-	TRIGGER(0, p);
-	ENTERED(h, 1);
+	h = HELD(p);
 	/* It comes again once this run has completed; more signals than one collapse. */
 	for (u32 i = 0; i < 5; i++)
 		IS(0, &pes[0], SDEI_EVENT_SIGNAL, 0, p->mpidr);

@@ -296,10 +296,8 @@ static void register_again(const struct test *t)
 
 	(void)t;
 	NEEDS_PES(2);
-	struct handler *h = enlist(p, 0, HOLD);
+	struct handler *h = HELD(p);
 
-	TRIGGER(0, p);
-	ENTERED(h, 1);
 	IS(SDEI_PENDING, p, SDEI_EVENT_UNREGISTER, 0);
 	IS(SDEI_DENIED, p, SDEI_EVENT_REGISTER, 0, (u64)conform_entry, (u64)h, SDEI_RM_ANY, 0);
 	LEAVE(p);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "callee.h"
 #include "config.h"
 #include "hostile.h"
 #include "sdei.h"
@@ -68,12 +69,7 @@ trap_entry:
 	b	unexpected
 
 	.macro	save
-	stp	x29, x30, [sp, #-96]!
-	stp	x19, x20, [sp, #16]
-	stp	x21, x22, [sp, #32]
-	stp	x23, x24, [sp, #48]
-	stp	x25, x26, [sp, #64]
-	stp	x27, x28, [sp, #80]
+	push_callee_saved
 	my_trap	x16, x17
 	mov	x17, sp
 	str	x17, [x16, #T_SP]
@@ -85,12 +81,7 @@ trap_entry:
 	str	xzr, [x16, #T_MODE]
 	ldr	x17, [x16, #T_SP]
 	mov	sp, x17
-	ldp	x19, x20, [sp, #16]
-	ldp	x21, x22, [sp, #32]
-	ldp	x23, x24, [sp, #48]
-	ldp	x25, x26, [sp, #64]
-	ldp	x27, x28, [sp, #80]
-	ldp	x29, x30, [sp], #96
+	pop_callee_saved
 	.endm
 
 	/* The next exception leads to \label. */
