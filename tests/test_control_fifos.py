@@ -7,6 +7,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sdeivirt.control import fifos
 from sdeivirt.control.fifos import InjectionFifos, Numbers
 from sdeivirt.errors import UnknownEventError
+from sdeivirt.sdei.service import Injection
 
 from .control_support import LIMIT
 
@@ -31,10 +33,14 @@ class Rig:
         self.fifos = InjectionFifos(vcpus, lambda vcpu: folder / f"vcpu-{vcpu}", self._inject)
         self.folder = folder
 
-    def _inject(self, event: int, vcpu: int) -> None:
+    def _inject(self, event: int, vcpu: int) -> Future[Injection]:
+        future: Future[Injection] = Future()
         if event == 999:
-            raise UnknownEventError("no event 0x3e7 is defined", "define it")
-        self.injected.append((event, vcpu))
+            future.set_exception(UnknownEventError("no event 0x3e7 is defined", "define it"))
+        else:
+            self.injected.append((event, vcpu))
+            future.set_result(Injection(event, vcpu, "", False))
+        return future
 
     def write(self, vcpu: int, data: bytes) -> None:
         """What `printf ... > vcpu-N` does."""

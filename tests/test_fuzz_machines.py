@@ -25,7 +25,8 @@ from sdeivirt.machine.qemu.layout import Mailbox, Reason
 from sdeivirt.machine.qemu.vcpu import QemuVcpu
 from sdeivirt.machine.qemu.view import MailboxView
 from sdeivirt.machine.unicorn.binding import X
-from sdeivirt.machine.unicorn.vcpu import UnicornVcpu, UnicornView
+from sdeivirt.machine.unicorn.vcpu import UnicornVcpu
+from sdeivirt.machine.unicorn.view import UnicornView
 from sdeivirt.sdei.delivery import Delivery
 from sdeivirt.sdei.model import Handler
 from sdeivirt.smccc.psci import Psci

@@ -6,22 +6,19 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from array import array
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sdeivirt.errors import EnvironmentUnavailableError, UsageError
+from sdeivirt.errors import EnvironmentUnavailableError
 from sdeivirt.machine.qemu import layout
-from sdeivirt.machine.qemu.boot import block_address, total_memory
+from sdeivirt.machine.qemu.block import block_address, block_size, total_memory
 from sdeivirt.machine.qemu.console import PanicWatch
 from sdeivirt.machine.qemu.devicetree import MachineTree
 from sdeivirt.machine.qemu.gic import Gic
 from sdeivirt.machine.qemu.kicks import Kicker
 from sdeivirt.machine.qemu.qtest import Qtest
-from sdeivirt.machine.qemu.stage2 import Kind, Stage2
+from sdeivirt.machine.stage2 import table_bytes
 
 MONITOR = Path(__file__).parents[1] / "guests" / "monitor"
 
@@ -54,70 +51,11 @@ def test_the_monitor_stays_small() -> None:
 def test_the_block_is_aligned_and_just_behind_the_guest_s_memory(mebibytes: int) -> None:
     block = block_address(mebibytes << 20)
     end = 0x4000_0000 + (mebibytes << 20)
-    assert block % (2 << 20) == 0
+    size = block_size(mebibytes << 20)
+    assert block % (2 << 20) == size % (2 << 20) == 0
     assert 0 <= block - end < 2 << 20
-    assert 0x4000_0000 + total_memory(mebibytes << 20) == block + (2 << 20)
-
-
-# -- stage 2
-
-PAGE, BLOCK, GIB = 1 << 12, 1 << 21, 1 << 30
-
-
-def walk(words: memoryview, base: int, address: int) -> int | None:
-    """Where an address is mapped and how, by the architecture's rules: (output page | attributes) or None."""
-    index = address >> 30
-    table = 0
-    for level, shift in ((1, 30), (2, 21), (3, 12)):
-        entry = words[table + (index if level == 1 else address >> shift & 511)]
-        if not entry & 1:
-            return None
-        attributes = entry & ~0xFF_FFFF_F003
-        if level == 3:
-            assert entry & 2, "a page entry has bit 1 set"
-            return (entry & 0xFF_FFFF_F000) | attributes
-        if not entry & 2:  # a block
-            return (entry & 0xFF_FFFF_F000) + (address & ((1 << shift) - 1) & ~0xFFF) | attributes
-        table = ((entry & 0xFF_FFFF_F000) - base) >> 3
-    raise AssertionError
-
-
-REGION = st.tuples(st.integers(0, 3000), st.integers(1, 1500), st.sampled_from(list(Kind)), st.booleans())
-
-
-@given(st.lists(REGION, min_size=1, max_size=6), st.integers(0, 1022))
-def test_stage2_maps_what_it_was_told(regions: list[tuple[int, int, Kind, bool]], gib: int) -> None:
-    base = 0x7000_0000
-    words = memoryview(array("Q", bytes(8 * 512 * 64)))
-    stage2 = Stage2(words, base)
-    origin = gib * GIB
-    expected: dict[int, int] = {}
-    for first, count, kind, unmap in regions:
-        # Around a boundary of 2 MiB blocks, so that blocks are made and broken up.
-        start, end = origin + first * PAGE, origin + (first + count) * PAGE
-        if unmap:
-            stage2.unmap(start, end)
-        else:
-            stage2.map(start, end, kind)
-        for page in range(start, end, PAGE):
-            if unmap:
-                expected.pop(page, None)
-            else:
-                expected[page] = page | kind
-    for page in range(origin, origin + 4600 * PAGE, PAGE):
-        assert walk(words, base, page) == expected.get(page), hex(page)
-
-
-def test_stage2_uses_the_largest_blocks_and_can_map_elsewhere() -> None:
-    words = memoryview(array("Q", bytes(8 * 512 * 16)))
-    stage2 = Stage2(words, 0x7000_0000)
-    stage2.map(0, 3 * GIB + BLOCK, Kind.RAM)
-    assert [words[i] & 3 for i in range(5)] == [1, 1, 1, 3, 0]
-    stage2.map(0x1000, 0x2000, Kind.READ_ONLY, target=0x5000)
-    assert walk(words, 0x7000_0000, 0x1000) == 0x5000 | Kind.READ_ONLY
-    assert walk(words, 0x7000_0000, 0x2000) == 0x2000 | Kind.RAM
-    with pytest.raises(UsageError, match="too many pieces"):
-        stage2.unmap(512 * GIB, 512 * GIB + 16 * BLOCK)
+    assert 0 <= size - layout.STAGE2_TABLES - table_bytes(mebibytes << 20) < 2 << 20
+    assert 0x4000_0000 + total_memory(mebibytes << 20) == block + size
 
 
 # -- the console

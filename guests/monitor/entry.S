@@ -51,27 +51,32 @@ psci:
 
 	.section .text.vectors, "ax"
 
+	/* All registers of the guest but x18, to the mailbox or from there: stp or ldp. */
+	.macro	registers op
+	\op	x19, x20, [sp, #W(M_X18 + 1)]
+	\op	x21, x22, [sp, #W(M_X18 + 3)]
+	\op	x23, x24, [sp, #W(M_X18 + 5)]
+	\op	x25, x26, [sp, #W(M_X18 + 7)]
+	\op	x27, x28, [sp, #W(M_X18 + 9)]
+	\op	x29, x30, [sp, #W(M_X18 + 11)]
+	\op	x16, x17, [sp, #W(M_X0 + 16)]
+	\op	x14, x15, [sp, #W(M_X0 + 14)]
+	\op	x12, x13, [sp, #W(M_X0 + 12)]
+	\op	x10, x11, [sp, #W(M_X0 + 10)]
+	\op	x8, x9, [sp, #W(M_X0 + 8)]
+	\op	x6, x7, [sp, #W(M_X0 + 6)]
+	\op	x4, x5, [sp, #W(M_X0 + 4)]
+	\op	x2, x3, [sp, #W(M_X0 + 2)]
+	\op	x0, x1, [sp, #W(M_X0)]
+	.endm
+
 	.macro	leave_guest
-	stp	x0, x1, [sp, #W(M_X0)]
-	stp	x2, x3, [sp, #W(M_X0 + 2)]
-	stp	x4, x5, [sp, #W(M_X0 + 4)]
-	stp	x6, x7, [sp, #W(M_X0 + 6)]
-	stp	x8, x9, [sp, #W(M_X0 + 8)]
-	stp	x10, x11, [sp, #W(M_X0 + 10)]
-	stp	x12, x13, [sp, #W(M_X0 + 12)]
-	stp	x14, x15, [sp, #W(M_X0 + 14)]
-	stp	x16, x17, [sp, #W(M_X0 + 16)]
+	registers stp
 	mrs	x0, elr_el2
 	mrs	x1, spsr_el2
 	stp	x0, x1, [sp, #W(M_PC)]
 	mrs	x0, sctlr_el1
 	stp	x0, x18, [sp, #W(M_SCTLR)]
-	stp	x19, x20, [sp, #W(M_X18 + 1)]
-	stp	x21, x22, [sp, #W(M_X18 + 3)]
-	stp	x23, x24, [sp, #W(M_X18 + 5)]
-	stp	x25, x26, [sp, #W(M_X18 + 7)]
-	stp	x27, x28, [sp, #W(M_X18 + 9)]
-	stp	x29, x30, [sp, #W(M_X18 + 11)]
 	mov	x19, sp
 	mov	x0, sp
 	add	sp, x0, #MAILBOX_SIZE
@@ -108,21 +113,7 @@ resume:
 	msr	elr_el2, x0
 	msr	spsr_el2, x1
 	ldr	x18, [sp, #W(M_X18)]
-	ldp	x19, x20, [sp, #W(M_X18 + 1)]
-	ldp	x21, x22, [sp, #W(M_X18 + 3)]
-	ldp	x23, x24, [sp, #W(M_X18 + 5)]
-	ldp	x25, x26, [sp, #W(M_X18 + 7)]
-	ldp	x27, x28, [sp, #W(M_X18 + 9)]
-	ldp	x29, x30, [sp, #W(M_X18 + 11)]
-	ldp	x16, x17, [sp, #W(M_X0 + 16)]
-	ldp	x14, x15, [sp, #W(M_X0 + 14)]
-	ldp	x12, x13, [sp, #W(M_X0 + 12)]
-	ldp	x10, x11, [sp, #W(M_X0 + 10)]
-	ldp	x8, x9, [sp, #W(M_X0 + 8)]
-	ldp	x6, x7, [sp, #W(M_X0 + 6)]
-	ldp	x4, x5, [sp, #W(M_X0 + 4)]
-	ldp	x2, x3, [sp, #W(M_X0 + 2)]
-	ldp	x0, x1, [sp, #W(M_X0)]
+	registers ldp
 	eret
 
 	/* A defect of ours, whatever SP is. */

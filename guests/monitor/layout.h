@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The memory that the monitor shares with the hypervisor's process.  src/sdeivirt/machine/qemu/layout.py has the same
- * numbers; a test compares them.  All of it lies in one block of 2 MiB that stage 2 hides from the guest.
+ * numbers; a test compares them.  All of it lies in one block behind the guest's RAM that stage 2 hides from the guest.
  */
 #ifndef LAYOUT_H
 #define LAYOUT_H
+
+#define LAYOUT_VERSION	1		/* to be raised when anything below gets another place or meaning */
 
 /* Offsets from the start of the block, where the monitor's own image is. */
 #define GLOBAL_PAGE	0x0f000
 #define MAILBOXES	0x10000		/* a page a vCPU; its end is that vCPU's EL2 stack */
 #define MAX_VCPUS	64
 #define BLANK_PAGE	0x50000		/* all ones: what is read where a hidden PCI function was */
-#define STAGE2_TABLES	0x60000
-#define BLOCK_SIZE	0x200000
+#define STAGE2_TABLES	0x60000		/* to the end of the block: what it takes to map the guest's RAM by pages */
 
 /* Words of 8 bytes in a mailbox.  The first 21 are the window of RegisterView. */
 #define M_X0		0		/* x0..x17 */
@@ -51,10 +52,11 @@
 #define REASON_SMC	2
 #define REASON_KICK	3
 #define REASON_INTERRUPT 4		/* a bound interrupt fired; it is off now */
-#define REASON_ABORT	5		/* nothing is mapped there by stage 2 */
+#define REASON_ABORT	5		/* stage 2 does not let the guest */
 #define REASON_TRAP	6		/* anything else that came to EL2 */
 #define REASON_BOOT	7		/* about to execute the first instruction */
 #define REASON_DEAD	8		/* the monitor itself took an exception */
+#define REASON_FLUSHED	9		/* ACTION_FLUSH has been done */
 
 /* M_ACTION */
 #define ACTION_NONE	0
@@ -62,6 +64,8 @@
 #define ACTION_CPU_OFF	2		/* this PE ends here */
 #define ACTION_STANDBY	3		/* wait for an interrupt, then go on */
 #define ACTION_PARK	4		/* never go on */
+#define ACTION_WAIT	5		/* wait for a kick, then go on */
+#define ACTION_FLUSH	6		/* flush the TLBs of all PEs and say so, then go on */
 
 /* Words of the global page. */
 #define G_FLAGS		0
@@ -74,6 +78,7 @@
 #define G_ID_MMFR2	7
 #define G_GICD		8		/* the distributor, the first redistributor */
 #define G_GICR		9
+#define G_COUNT		10
 
 #define FLAG_STAGE2	1
 

@@ -70,6 +70,7 @@ typedef unsigned char u8;
 extern char secondary_start[];
 u64 *monitor_base(void);
 u64 psci(u64 id, u64 a, u64 b, u64 c);
+static void ask(volatile u64 *mailbox, u64 reason);
 
 static volatile u64 *global(void)
 {
@@ -100,9 +101,17 @@ static void act(volatile u64 *mailbox)
 		MMIO32(redistributor(mailbox) + GIC_ICPENDR) = 0xffff;
 		psci(PSCI_CPU_OFF, 0, 0, 0);
 		break;
+	case ACTION_WAIT:		/* as a standby, but the guest's own interrupts do not end it */
+		write_sysreg(ICC_PMR_EL1, PMR_OURS);
+		/* fall through */
 	case ACTION_STANDBY:
 		dsb();
 		__asm__ volatile("wfi" ::: "memory");
+		write_sysreg(ICC_PMR_EL1, W(mailbox, M_PMR) < PMR_OURS ? PMR_OURS : W(mailbox, M_PMR));
+		break;
+	case ACTION_FLUSH:		/* for all vCPUs */
+		__asm__ volatile("dsb ishst\n\ttlbi vmalls12e1is\n\tdsb ish\n\tisb" ::: "memory");
+		ask(mailbox, REASON_FLUSHED);
 		break;
 	case ACTION_PARK:
 		for (;;)

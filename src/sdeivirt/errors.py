@@ -10,10 +10,14 @@ the person or program on the host side does wrong is one of these:
      |    +-- UnknownVcpuError        no such vCPU index or affinity
      |    +-- ImageError              a file that cannot be loaded as a guest
      |    +-- EventFileError          a bad event definition
+     |    +-- RegisterError           a register that is not there, or a value that it cannot have
      +-- StateError                   right question, wrong moment               (exit 1)
      |    +-- NotRegisteredError      the guest has no handler for the event
      |    +-- EventRunningError       cancel of an event whose handler runs
      |    +-- FrozenError             a change that is refused after the first run
+     |    +-- MovedError              the guest runs somewhere else by now
+     +-- MigrationError               a guest could not be moved, saved or restored  (exit 1)
+     |    +-- StreamError             a stream that is damaged, newer than we are, or no such stream
      +-- EnvironmentUnavailableError  something on this host is missing          (exit 3)
      |    +-- UnknownVmError          no VM of that name is running
      |    +-- VmExistsError           a VM of that name is running already
@@ -30,10 +34,14 @@ __all__ = [
     "UnknownVcpuError",
     "ImageError",
     "EventFileError",
+    "RegisterError",
     "StateError",
     "NotRegisteredError",
     "EventRunningError",
     "FrozenError",
+    "MovedError",
+    "MigrationError",
+    "StreamError",
     "EnvironmentUnavailableError",
     "UnknownVmError",
     "VmExistsError",
@@ -78,6 +86,10 @@ class EventFileError(UsageError):
     """An event definition is not acceptable."""
 
 
+class RegisterError(UsageError):
+    """A pseudo-firmware register does not exist, or cannot have that value."""
+
+
 class StateError(SdeivirtError):
     """The request is sound, but not in the present state."""
 
@@ -92,6 +104,18 @@ class EventRunningError(StateError):
 
 class FrozenError(StateError):
     """A setting cannot change after a vCPU has run."""
+
+
+class MovedError(StateError):
+    """The guest has moved to another process, and runs there."""
+
+
+class MigrationError(SdeivirtError):
+    """A guest could not be moved, saved or restored; it is where it was."""
+
+
+class StreamError(MigrationError):
+    """What was read is no state of a guest, is damaged, or is newer than this code."""
 
 
 class EnvironmentUnavailableError(SdeivirtError):

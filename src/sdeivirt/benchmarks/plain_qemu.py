@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..machine.qemu import QemuOptions
@@ -16,25 +17,32 @@ __all__ = ["PlainQemu"]
 
 
 class PlainQemu:
-    """One vCPU of the same model, the same devices but for the monitor's. A context manager."""
+    """CPUs of the same model, the same devices but for the monitor's. A context manager.
 
-    def __init__(self, kernel: Path, initrd: Path, append: str, memory: int) -> None:
+    `arguments` and the descriptors `inherited` are for QEMU besides.
+    """
+
+    def __init__(
+        self,
+        kernel: Path,
+        initrd: Path | None,
+        append: str,
+        memory: int,
+        vcpus: int = 1,
+        arguments: Sequence[str] = (),
+        inherited: Sequence[int] = (),
+    ) -> None:
         self._process = subprocess.Popen(
             [
-                *(
-                    str(find_qemu()),
-                    "-M",
-                    "virt,gic-version=3",
-                    "-cpu",
-                    QemuOptions().cpu,
-                    "-accel",
-                    "tcg,thread=multi",
-                ),
-                *("-smp", "1", "-m", f"{memory >> 20}M", "-kernel", str(kernel), "-initrd", str(initrd)),
+                *(str(find_qemu()), "-M", "virt,gic-version=3", "-cpu", QemuOptions().cpu),
+                *("-accel", "tcg,thread=multi", "-smp", str(vcpus), "-m", f"{memory >> 20}M", "-kernel", str(kernel)),
+                *(("-initrd", str(initrd)) if initrd is not None else ()),
                 *("-append", append, "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"),
+                *arguments,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=inherited,
             start_new_session=True,
         )
         self.shell = Shell(self._type_in, lambda: self._process.poll() is not None)

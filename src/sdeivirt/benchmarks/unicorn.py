@@ -23,7 +23,7 @@ from ..machine.base import RAM_BASE, Machine
 from ..machine.unicorn.binding import Engine, X
 from ..machine.unicorn.binding import arm64_const as reg
 from ..machine.unicorn.exceptions import ExceptionNumber
-from ..machine.unicorn.stage2 import Stage2
+from ..machine.unicorn.stage2 import Translation
 from ..sdei import EventDefinition
 from ..sdei.model import Handler, Pe
 from ..sdei.observer import Observer
@@ -41,7 +41,7 @@ def bare_exit() -> Callable[[int], float]:
     engine.set_sysreg("SCR_EL3", 0x501)
     memory = mmap.mmap(-1, 2 << 20)
     engine.map_host_memory(RAM_BASE, memory)
-    Stage2(RAM_BASE, 2 << 20).enable(engine)
+    Translation(RAM_BASE, 2 << 20).enable(engine)
     # hvc #0; subs x5, x5, #1; b.ne back; wfi (which traps)
     memory[:16] = struct.pack("<4I", 0xD400_0002, 0xF100_04A5, 0x54FF_FFC1, 0xD503_207F)
     engine.set(reg.UC_ARM64_REG_PSTATE, 0x3C5)

@@ -6,12 +6,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..benchmarks.qemu import LinuxFiles
+    from ..benchmarks.report import Row
 
 app = App(name="bench", help="Measure the service and the machines against baselines of the same run.")
 
@@ -29,12 +34,7 @@ def bench(
     json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
 ) -> int:
     """Measure the service and a machine; every figure stands beside its baseline of the same run."""
-    from ..benchmarks.report import Row, render
-
-    if not 1 <= rounds <= 1000:
-        raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 7 is a good number")
-    if (kernel is None) != (initrd is None) or (kernel is not None and machine != "qemu"):
-        raise UsageError("a kernel and an initial RAM disk go together, for machine qemu", "give both, or none")
+    files = _linux_files(machine, rounds, kernel, initrd)
     rows: list[Row]
     if machine == "unicorn":
         from ..benchmarks import run_all
@@ -42,15 +42,51 @@ def bench(
         print("measuring, a few seconds a round ...", file=sys.stderr)
         rows = run_all(rounds, quick)
     else:
-        from ..benchmarks.qemu import LinuxFiles, measure
+        from ..benchmarks.qemu import measure
 
-        files = LinuxFiles(kernel, initrd) if kernel is not None and initrd is not None else None
         rows = measure(rounds, quick, files, lambda what: print(what, file=sys.stderr, flush=True))
+    return _report(rows, json_, check)
+
+
+def _linux_files(machine: str, rounds: int, kernel: Path | None, initrd: Path | None) -> LinuxFiles | None:
+    """The kernel to measure with, if there is one. Raises UsageError for what cannot be measured."""
+    from ..benchmarks.qemu import LinuxFiles
+
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 7 is a good number")
+    if (kernel is None) != (initrd is None) or (kernel is not None and machine != "qemu"):
+        raise UsageError("a kernel and an initial RAM disk go together, for machine qemu", "give both, or none")
+    return LinuxFiles(kernel, initrd) if kernel is not None and initrd is not None else None
+
+
+def _report(rows: Sequence[Row], json_: bool, check: bool) -> int:
+    from ..benchmarks.report import render
+
     if json_:
         print(json.dumps([{**dataclasses.asdict(row), "met": row.met} for row in rows], indent=2))
     else:
         print(render(rows))
     return 1 if check and any(row.met is False for row in rows) else 0
+
+
+@app.command
+def migrate(
+    machine: Annotated[Literal["unicorn", "qemu"], Parameter(help="Which machine is measured.")] = "unicorn",
+    /,
+    *,
+    rounds: Annotated[int, Parameter(help="How often each pair is measured.")] = 5,
+    quick: Annotated[bool, Parameter(help="Less memory: a look, not a figure.", negative="")] = False,
+    check: Annotated[bool, Parameter(help="Exit with 1 if a target is missed.", negative="")] = False,
+    kernel: Annotated[Path | None, Parameter(help="For qemu: the Image that guests/linux/fetch.py makes.")] = None,
+    initrd: Annotated[Path | None, Parameter(help="For qemu: its initrd.cpio.gz.")] = None,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> int:
+    """Measure the migration of running guests: against a raw copy, against QEMU's own, and what the guest loses."""
+    from ..benchmarks.migrate import measure
+
+    files = _linux_files(machine, rounds, kernel, initrd)
+    rows = list(measure(machine, rounds, quick, files, lambda what: print(what, file=sys.stderr, flush=True)))
+    return _report(rows, json_, check)
 
 
 @app.command
@@ -70,7 +106,7 @@ def memory(
     after the first fifth it must not grow by more than 1 MiB.
     """
     from ..benchmarks.memory import SAMPLES, measure, render_samples
-    from ..benchmarks.report import Row, render
+    from ..benchmarks.report import render
 
     if not SAMPLES <= events <= 10_000_000_000:
         raise UsageError(f"{events} events cannot be measured", f"{SAMPLES} to ten thousand million can")

@@ -3,29 +3,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ..control.host import RunResult, run_vm
+from ..control.host import run_vm
 from ..control.runtime import VmDirectory
 from ..control.terminal import Terminal
-from ..errors import TimeLimitError, UsageError
+from ..errors import UsageError
 from ..guests import GUESTS, guest_path
-from ..machine import ExitReason, MachineConfig, open_machine
+from ..machine import MachineConfig, open_machine
 from ..sdei.events import EVENT_0, load_events, parse_event
 from ..smccc.ids import Conduit
-from . import BROKEN_PIPE
 from .options import MachineOptions, Number, OptionalSize, Seconds, disable_services, policy_named
+from .receive import receive
+from .session import finish, log_to_stderr, signals_end_us
 
 __all__ = ["run"]
 
@@ -53,6 +48,9 @@ def run(
     on_reset: Literal["restart", "end"] | None = None,
     gdb: bool = False,
     dry_run: bool = False,
+    incoming: str | None = None,
+    tls_creds: Path | None = None,
+    insecure: bool = False,
 ) -> int:
     """Run a guest on this terminal, open to injections from others.
 
@@ -68,7 +66,7 @@ def run(
         For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
-        hypercalls, listen, bench, hostile; interrupts and reach on machine qemu.
+        hypercalls, listen, bench, hostile, mover; interrupts and reach on machine qemu.
     kernel
         An arm64 Image instead.
     name
@@ -106,11 +104,35 @@ def run(
         Have QEMU listen for gdb, and print how to connect (machine qemu).
     dry_run
         Print QEMU's command line instead of running it (machine qemu).
+    incoming
+        Take over a guest that `sdeivirt migrate` sends, instead of starting one: tcp:HOST:PORT or
+        unix:PATH to listen at, or file:FILE of `sdeivirt save`. What the guest can see of its machine
+        comes with it.
+    tls_creds
+        A directory with ca-cert.pem, server-cert.pem and server-key.pem for tcp:; the source needs
+        credentials of the same CA.
+    insecure
+        Let tcp: be reached from other hosts without TLS.
     """
     if arguments and not arguments[0].startswith("-"):
         raise UsageError(f"unexpected argument {arguments[0]!r}", "arguments for QEMU stand after -- and begin with -")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
+    log_to_stderr()
+    if incoming is not None:
+        if dry_run:
+            raise UsageError("what QEMU would be given comes with the guest", "leave --dry-run out")
+        for given, what in (
+            (guest, "--guest"), (kernel, "--kernel"), (append, "--append"), (event, "--event"), (events, "--events"),
+            (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
+            (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
+            (watchdog, "--watchdog"),
+        ):  # fmt: skip
+            if given:
+                raise UsageError(f"a guest that comes in brings its own {what}", f"leave {what} out")
+        return receive(
+            incoming, name, options, timeout, console, arguments=arguments, gdb=gdb, tls=tls_creds, insecure=insecure
+        )
+    if tls_creds is not None or insecure:
+        raise UsageError("--tls-creds and --insecure are for a guest that comes in", "add --incoming URI")
     image = _image(guest, kernel)
     policy = policy_named(options.policy)
     if memory is None:
@@ -135,7 +157,7 @@ def run(
     if dry_run:
         return _show_command(config)
     with (
-        _signals_end_us(),
+        signals_end_us(),
         VmDirectory.acquire(name) as directory,
         open_machine(options.machine, replace(config, directory=directory.path)) as machine,
         Terminal(console) as terminal,
@@ -157,10 +179,7 @@ def run(
             if kernel is not None and options.machine == "unicorn":
                 terminal.say("an Image on machine unicorn: for a Linux kernel add --machine qemu")
 
-        result = run_vm(machine, directory, terminal, timeout, ready)
-        terminal.restore()
-        terminal.say_ended(f"VM {name!r} has ended: {result.outcome.reason.value}")
-        return _exit_code(result, terminal, timeout)
+        return finish(name, run_vm(machine, directory, terminal, timeout, ready), terminal, timeout)
 
 
 def _show_command(config: MachineConfig) -> int:
@@ -186,35 +205,3 @@ def _image(guest: str | None, kernel: Path | None) -> Path:
     if not os.path.isfile(guest):  # unlike Path.is_file(), it takes any name, and directories that are closed to us
         raise UsageError(f"there is no guest {guest!r}", f"give the path of an ELF file, or one of {', '.join(GUESTS)}")
     return Path(guest)
-
-
-@contextmanager
-def _signals_end_us() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the stack, as SIGINT does, so that nothing is left behind."""
-
-    def unwind(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    saved = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
-
-
-def _exit_code(result: RunResult, terminal: Terminal, timeout: float | None) -> int:
-    reason = result.outcome.reason
-    if terminal.broken:
-        return BROKEN_PIPE
-    if reason is ExitReason.TIME_LIMIT:
-        for fault in result.outcome.faults:
-            print(fault.render(), file=sys.stderr)
-        raise TimeLimitError(f"the guest ran longer than {timeout:g} s", "allow more with --timeout SECONDS")
-    if result.signal is not None:
-        return 128 + result.signal
-    if reason is ExitReason.ALL_OFF:
-        terminal.say("every vCPU has turned itself off: the VM has ended")
-    if reason is ExitReason.PANIC:
-        terminal.say("the guest's kernel has panicked")
-    return 1 if reason in (ExitReason.FAULT, ExitReason.PANIC) else 0

@@ -14,15 +14,18 @@ merely injects does not wait for them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import tempfile
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from .. import errors
 from ..errors import EnvironmentUnavailableError, SdeivirtError, TimeLimitError, UnknownVmError
@@ -30,6 +33,7 @@ from .runtime import RunningVm, find_vm
 
 if TYPE_CHECKING:
     from ..machine.report import VmStatus
+    from ..migration.status import MigrationStatus
     from ..sdei.service import Injection
 
 __all__ = ["VmClient", "status_from_json"]
@@ -39,6 +43,7 @@ _log = logging.getLogger(__name__).getChild("qmp")
 _log.setLevel(logging.CRITICAL)
 
 _RETRY = 0.02
+_MAX_ARGUMENT = 32 << 10  # a message has 64 KiB
 _MAX_REPLY = 256 << 20  # the status of 512 vCPUs with a thousand events each
 
 T = TypeVar("T")
@@ -117,7 +122,10 @@ class VmClient:
             self._qmp.register_listener(self._events)
             try:
                 return await asyncio.wait_for(self._qmp.connect(str(self.vm.control_socket)), self._patience)
-            except (ConnectError, TimeoutError) as error:
+            except (ConnectError, TimeoutError, AssertionError) as error:
+                # AssertionError: the library takes for granted that who has let it in does not leave at once.
+                with contextlib.suppress(Exception):
+                    await self._qmp.disconnect()
                 # It holds its lock, so it lives: it has just started, or is about to end.
                 self.vm = find_vm(self.vm.name)
                 if time.monotonic() > deadline:
@@ -165,6 +173,34 @@ class VmClient:
         """Go on after :meth:`pause`."""
         self.execute("cont")
 
+    def list_registers(self, vcpu: int | None = None) -> list[dict[str, Any]]:
+        """All registers, or those of a vCPU: `id`, `name`, `size` in bits, `vcpu`, `value` and `text` of each."""
+        return cast("list[dict[str, Any]]", self.execute("list-registers", vcpu=vcpu))
+
+    def get_register(self, register: str, vcpu: int | None = None) -> list[dict[str, Any]]:
+        """The same of one register, by name or id; of all vCPUs that have it where none is named."""
+        return cast("list[dict[str, Any]]", self.execute("get-register", register=register, vcpu=vcpu))
+
+    def set_registers(self, assignments: Sequence[Mapping[str, object]]) -> None:
+        """Set `register` to `value`, of a `vcpu` or the VM; all of them or none. Raises RegisterError, StateError."""
+        self.execute("set-registers", registers=list(assignments))
+
+    def dump_registers(self) -> dict[str, Any]:
+        """All of the SDEI service's state, values by name."""
+        return cast("dict[str, Any]", self.execute("dump-registers"))
+
+    def load_registers(self, dump: Mapping[str, Any]) -> None:
+        """Have the paused VM take over a dump. Raises RegisterError, StateError."""
+        text = json.dumps(dump)
+        if len(text) <= _MAX_ARGUMENT:
+            self.execute("load-registers", dump=dump)
+            return
+        # In the VM's own directory, which is closed to others and goes with the VM.
+        with tempfile.NamedTemporaryFile("w", dir=self.vm.path, prefix="registers-", suffix=".json") as file:
+            file.write(text)
+            file.flush()
+            self.execute("load-registers", file=file.name)
+
     def quit(self) -> None:
         """End the VM."""
         self.execute("quit")
@@ -183,6 +219,29 @@ class VmClient:
             return self._runner.run(wait())
         except TimeoutError as error:
             raise TimeLimitError(f"no {name} within {limit} seconds") from error
+
+    def wait_migration(self) -> MigrationStatus:
+        """What is next to be told of a migration, for as long as it takes. Raises UnknownVmError where the VM ends."""
+        from ..migration.status import MigrationStatus
+
+        async def wait() -> MigrationStatus:
+            while True:
+                if self._events.empty():
+                    waiting = asyncio.ensure_future(self._events.get())
+                    leaving = asyncio.ensure_future(self._qmp.runstate_changed())
+                    if self._qmp.runstate is Runstate.RUNNING:
+                        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+                    leaving.cancel()
+                    if not waiting.done():
+                        waiting.cancel()
+                        raise UnknownVmError(f"the VM {self.vm.name!r} ended before its guest had moved")
+                    message = waiting.result()
+                else:
+                    message = await self._events.get()
+                if message["event"] == "MIGRATION_PROGRESS":
+                    return _record(MigrationStatus, cast("dict[str, Any]", message["data"]))
+
+        return self._runner.run(wait())
 
     def close(self) -> None:
         """Disconnect. Can be called twice."""

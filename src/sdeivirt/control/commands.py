@@ -8,6 +8,17 @@
     inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
     stop, cont                                as QEMU: pause and go on
+    migrate         uri, [downtime-limit (ms), max-bandwidth (bytes/s), compress (level), tls-creds, insecure,
+                    stop-first, stay, overwrite]
+                                              begin to move the guest, or to save it; MIGRATION events tell the rest
+    query-migrate                             every member of MigrationStatus
+    migrate-cancel                            the guest stays
+    migrate-take-back                         it stays although nobody knows whether it runs at the destination
+    list-registers  [vcpu]                    a list of id, name, size (bits), vcpu, value, text
+    get-register    register, [vcpu]          the same, of one register: of that vCPU, or of all that have it
+    set-registers   registers                 a list of register, value, [vcpu]: all are set, or none; the VM is paused
+    dump-registers                            vm, vcpus: all state, values by name
+    load-registers  dump | file               have the paused VM take over what dump-registers gave
     quit                                      end the VM
 
 A command is called by name with arguments by name; a number may also be a
@@ -21,11 +32,15 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import SdeivirtError, StateError, UsageError
 from ..machine import Machine
+from ..migration.source import SourceOptions
+from .migration import Migrations
+from .registers import RegisterCommands
 
 __all__ = ["CommandError", "Commands", "Request", "error_object", "parse_request", "version_object"]
 
@@ -35,7 +50,13 @@ _NUMERAL = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
 _MAX_NUMBER = (1 << 64) - 1
 
 # QEMU's names (qapi/run-state.json, RunState) for the states of a machine.
-_RUN_STATES = {"created": "prelaunch", "running": "running", "paused": "paused", "stopped": "shutdown"}
+_RUN_STATES = {
+    "created": "prelaunch",
+    "incoming": "inmigrate",
+    "running": "running",
+    "paused": "paused",
+    "stopped": "shutdown",
+}
 
 
 class CommandError(Exception):
@@ -103,43 +124,95 @@ def _number(name: str, value: object) -> int:
     return value
 
 
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise CommandError(f"argument {name!r} must be a string")
+    return value
+
+
+def _array(name: str, value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise CommandError(f"argument {name!r} must be an array")
+    return value
+
+
+def _object(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CommandError(f"argument {name!r} must be an object")
+    return value
+
+
+def _register(name: str, value: object) -> str:
+    """A register's name, or its id."""
+    return value if isinstance(value, str) else str(_number(name, value))
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise CommandError(f"argument {name!r} must be true or false")
+    return value
+
+
+_Reader = Callable[[str, object], object]
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """What a command runs, and the numbers it takes."""
+    """What a command runs, and the arguments it takes, each with what reads it."""
 
     run: Callable[..., Awaitable[object]]
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = field(default=())
+    required: Mapping[str, _Reader] = field(default_factory=dict)
+    optional: Mapping[str, _Reader] = field(default_factory=dict)
 
-    def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+    def bind(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments, checked. Raises CommandError that names the first wrong one."""
         for name in self.required:
             if name not in arguments:
                 raise CommandError(f"argument {name!r} is missing")
+        readers = {**self.required, **self.optional}
         for name in arguments:
-            if name not in self.required and name not in self.optional:
+            if name not in readers:
                 raise CommandError(f"argument {name[:40]!r} is unexpected")
-        return {name: _number(name, value) for name, value in arguments.items()}
+        return {name.replace("-", "_"): readers[name](name, value) for name, value in arguments.items()}
 
 
 class Commands:
     """The commands over one machine. `emit(event, data)` tells all clients; `quit` asks the host to end the VM."""
 
-    def __init__(self, machine: Machine, emit: Callable[[str, dict[str, Any]], None], quit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        migrations: Migrations,
+        emit: Callable[[str, dict[str, Any]], None],
+        quit: Callable[[], None],
+    ) -> None:
         self._machine = machine
+        self._migrations = migrations
         self._emit = emit
         self._quit = quit
         self._run_state = asyncio.Lock()  # one stop or cont at a time
-        target = ("vcpu", "affinity")
+        registers = RegisterCommands(machine)
+        event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
+        how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
+        how |= dict.fromkeys(("insecure", "stop-first", "stay", "overwrite"), _flag)
         self._table: dict[str, _Command] = {
             "query-version": _Command(self._query_version),
             "query-commands": _Command(self._query_commands),
             "query-status": _Command(self._query_status),
             "query-vm": _Command(self._query_vm),
-            "inject-event": _Command(self._inject_event, ("event",), target),
-            "cancel-event": _Command(self._cancel_event, ("event",), target),
+            "inject-event": _Command(self._inject_event, event, target),
+            "cancel-event": _Command(self._cancel_event, event, target),
             "stop": _Command(self._stop),
             "cont": _Command(self._cont),
+            "migrate": _Command(self._migrate, {"uri": _text}, how),
+            "query-migrate": _Command(self._query_migrate),
+            "migrate-cancel": _Command(self._migrate_cancel),
+            "migrate-take-back": _Command(self._migrate_take_back),
+            "list-registers": _Command(self._reading(registers.list_registers), {}, {"vcpu": _number}),
+            "get-register": _Command(self._reading(registers.get_register), {"register": _register}, {"vcpu": _number}),
+            "dump-registers": _Command(self._reading(registers.dump_registers)),
+            "set-registers": _Command(self._setting(registers.set_registers), {"registers": _array}),
+            "load-registers": _Command(self._setting(registers.load_registers), {}, {"dump": _object, "file": _text}),
             "quit": _Command(self._end),
         }
 
@@ -165,25 +238,73 @@ class Commands:
 
     async def _inject_event(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> object:
         _check_target(vcpu, affinity)
-        return asdict(self._machine.inject(event, vcpu, affinity))
+        injection = await asyncio.wrap_future(self._machine.inject_later(event, vcpu, affinity))
+        return asdict(injection)
 
     async def _cancel_event(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> object:
         _check_target(vcpu, affinity)
-        return {"cancelled": self._machine.cancel(event, vcpu, affinity)}
+        return {"cancelled": await asyncio.wrap_future(self._machine.cancel_later(event, vcpu, affinity))}
 
     async def _stop(self) -> object:
         async with self._run_state:
             if self._state_of_living() == "running":
-                await asyncio.to_thread(self._machine.pause)
+                await asyncio.to_thread(self._migrations.pause)
                 self._emit("STOP", {})
         return {}
 
     async def _cont(self) -> object:
         async with self._run_state:
             if self._state_of_living() == "paused":
-                await asyncio.to_thread(self._machine.resume)
+                await asyncio.to_thread(self._migrations.resume)
                 self._emit("RESUME", {})
         return {}
+
+    async def _migrate(
+        self,
+        uri: str,
+        downtime_limit: int = 300,
+        max_bandwidth: int | None = None,
+        compress: int = 0,
+        tls_creds: str | None = None,
+        **flags: bool,
+    ) -> object:
+        options = SourceOptions(
+            downtime=downtime_limit / 1000,
+            bandwidth=max_bandwidth,
+            compress=compress,
+            tls=Path(tls_creds) if tls_creds is not None else None,
+            **flags,
+        )
+        self._migrations.start(uri, options)
+        return {}
+
+    async def _query_migrate(self) -> object:
+        return asdict(self._migrations.status)
+
+    async def _migrate_cancel(self) -> object:
+        self._migrations.cancel()
+        return {}
+
+    async def _migrate_take_back(self) -> object:
+        self._migrations.take_back()
+        return {}
+
+    def _reading(self, work: Callable[..., object]) -> Callable[..., Awaitable[object]]:
+        """A command that looks at registers, of which there may be many."""
+
+        async def run(**arguments: Any) -> object:
+            return await asyncio.to_thread(work, **arguments)
+
+        return run
+
+    def _setting(self, work: Callable[..., object]) -> Callable[..., Awaitable[object]]:
+        """A command that sets registers; the VM does not go on meanwhile."""
+
+        async def run(**arguments: Any) -> object:
+            async with self._run_state:
+                return await asyncio.to_thread(work, **arguments)
+
+        return run
 
     async def _end(self) -> object:
         self._quit()

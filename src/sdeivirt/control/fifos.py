@@ -17,10 +17,12 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 from ..errors import SdeivirtError
+from ..sdei.service import Injection
 from .notices import Notices
 
 __all__ = ["InjectionFifos", "Numbers"]
@@ -128,9 +130,11 @@ class _Fifo:
 
 
 class InjectionFifos:
-    """The FIFOs of all vCPUs. `path(vcpu)` says where; `inject(event, vcpu)` may raise SdeivirtError."""
+    """The FIFOs of all vCPUs. `path(vcpu)` says where; the future of `inject(event, vcpu)` may hold an error."""
 
-    def __init__(self, vcpus: int, path: Callable[[int], Path], inject: Callable[[int, int], object]) -> None:
+    def __init__(
+        self, vcpus: int, path: Callable[[int], Path], inject: Callable[[int, int], Future[Injection]]
+    ) -> None:
         self._vcpus = vcpus
         self._path = path
         self._inject = inject
@@ -150,8 +154,21 @@ class InjectionFifos:
             self._warn(f"{name}: {shown} is no event number")
             return
         event = int(word, 16) if word[:2] in (b"0x", b"0X") else int(word)
+        injection = self._inject(event, vcpu)
+        if injection.done():
+            self._look(name, injection)
+        else:  # the guest is being handed over
+            loop = asyncio.get_running_loop()
+
+            def late(future: Future[Injection]) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._look, name, future)
+
+            injection.add_done_callback(late)
+
+    def _look(self, name: str, injection: Future[Injection]) -> None:
         try:
-            self._inject(event, vcpu)
+            injection.result()
         except SdeivirtError as error:
             self._warn(f"{name}: {error}")
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import EnvironmentUnavailableError
 from ..machine import ExitReason, FaultReport, Machine, Outcome
+from ..migration.destination import Incoming
 from .fifos import InjectionFifos
 from .notices import Notices
 from .runtime import VmDirectory
@@ -50,11 +51,15 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended. `cause` is QEMU's name for it; `signal` the signal that ended it, if one did."""
+    """How a run ended. `cause` is QEMU's name for it; `signal` the signal that ended it, if one did.
+
+    `moved_to` is the URI that the guest has gone to, if it has.
+    """
 
     outcome: Outcome
     cause: str
     signal: signal.Signals | None = None
+    moved_to: str = ""
 
 
 def run_vm(
@@ -63,8 +68,9 @@ def run_vm(
     terminal: Terminal,
     limit: float | None = None,
     ready: Callable[[], None] = lambda: None,
+    incoming: Incoming | None = None,
 ) -> RunResult:
-    """Run a loaded machine to its end, and release the directory.
+    """Run a loaded machine, or one whose guest is `incoming`, to its end, and release the directory.
 
     `limit` is in seconds; `ready` is called when the control socket and the
     FIFOs are there, just before the first instruction. Call it on the main
@@ -72,7 +78,7 @@ def run_vm(
     where sockets or FIFOs cannot be made, and what the machine raises.
     """
     try:
-        return asyncio.run(_Host(machine, directory, terminal, limit, ready).main())
+        return asyncio.run(_Host(machine, directory, terminal, limit, ready, incoming).main())
     finally:
         directory.release()
 
@@ -85,7 +91,9 @@ class _Host:
         terminal: Terminal,
         limit: float | None,
         ready: Callable[[], None],
+        incoming: Incoming | None,
     ) -> None:
+        self._incoming = incoming
         self._machine = machine
         self._directory = directory
         self._terminal = terminal
@@ -93,7 +101,7 @@ class _Host:
         self._ready = ready
         self._server = ControlServer(machine, directory.control_socket, lambda: self._end("host-qmp-quit"))
         self._fifos = InjectionFifos(
-            machine.config.vcpus, directory.fifo, lambda event, vcpu: machine.inject(event, vcpu)
+            machine.config.vcpus, directory.fifo, lambda event, vcpu: machine.inject_later(event, vcpu)
         )
         self._cause = ""
         self._signal: signal.Signals | None = None
@@ -113,7 +121,10 @@ class _Host:
             await self._open()
             machine.console = terminal.write
             self._ready()
-            machine.start()
+            if self._incoming is None:
+                machine.start()
+            else:
+                self._server.migrations.arrive(self._incoming)
             terminal.attach(machine.type_in, lambda: self._end("host-ui"), lambda: self._end("host-ui"))
             watch = asyncio.create_task(self._watch())
             outcome = await asyncio.to_thread(machine.wait, self._limit)
@@ -121,11 +132,19 @@ class _Host:
             self._report(outcome.faults if outcome.reason is not ExitReason.TIME_LIMIT else [])
             guest = cause.startswith("guest-")
             self._server.emit("SHUTDOWN", {"guest": guest, "reason": cause, "outcome": outcome.reason.value})
-            return RunResult(outcome, cause, self._signal if outcome.reason is ExitReason.STOPPED else None)
+            return RunResult(
+                outcome,
+                cause,
+                self._signal if outcome.reason is ExitReason.STOPPED else None,
+                self._server.migrations.status.uri if outcome.reason is ExitReason.MOVED else "",
+            )
         finally:
             terminal.detach()
             for task in filter(None, (watch, self._stopping)):
                 task.cancel()
+            await asyncio.to_thread(self._server.migrations.finish)
+            if self._incoming is not None:
+                await asyncio.to_thread(self._incoming.close)
             self._fifos.close()
             await self._server.close()
             self._directory.release()  # while signals are still ours to handle

@@ -8,7 +8,8 @@
     S: {"return": {"event": 0, "vcpu": 1, "waits": "", "coalesced": false}, "id": 7}
     S: {"event": "SHUTDOWN", "data": {...}, "timestamp": {"seconds": ..., "microseconds": ...}}
 
-Events: VCPU_FAULT, STOP, RESUME, SHUTDOWN. A client can be as slow, silent or
+Events: VCPU_FAULT, STOP, RESUME, SHUTDOWN, and MIGRATION, MIGRATION_PASS and
+MIGRATION_PROGRESS while a guest moves. A client can be as slow, silent or
 broken as it likes: it is served from a task and a bounded buffer of its own,
 and dropped, with a warning, when that does not suffice. The VM and the other
 clients do not notice.
@@ -31,6 +32,7 @@ from typing import Any
 from ..machine import Machine
 from .commands import CommandError, Commands, error_object, parse_request, version_object
 from .framing import FramingError, Splitter, decode, encode
+from .migration import Migrations
 from .notices import Notices
 
 __all__ = ["ControlServer"]
@@ -66,6 +68,8 @@ class _Client:
         self._negotiated = False
         self._leaving = False
         self._replying = False
+        self._idle = asyncio.Event()  # no command is being carried out
+        self._idle.set()
         self._late_events = bytearray()  # came up in the middle of a reply
         self.dropped = False
         writer.transport.set_write_buffer_limits(high=_CHUNK)
@@ -83,7 +87,13 @@ class _Client:
             while data := await self._reader.read(_CHUNK):
                 try:
                     for text in splitter.feed(data):
-                        await self._reply(await self._answer(text))
+                        if self._leaving:
+                            return
+                        self._idle.clear()
+                        try:
+                            await self._reply(await self._answer(text))
+                        finally:
+                            self._idle.set()
                         await asyncio.sleep(0)  # the others' turn, though this one may have sent a thousand commands
                 except FramingError as error:
                     await self._reply({"error": {"class": "GenericError", "desc": f"JSON parse error, {error}"}})
@@ -151,8 +161,11 @@ class _Client:
         self._writer.transport.abort()
 
     async def close(self, patience: float) -> None:
-        """Send what is still to be sent, unless the client does not want it."""
+        """Send what is still to be sent, the answer to a command under way too, unless the client does not want it."""
         self._leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._idle.wait()
         self._writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(patience):
@@ -187,7 +200,8 @@ class ControlServer:
     """The control socket of a machine; `quit` is called when a client asks for the VM's end."""
 
     def __init__(self, machine: Machine, path: Path, quit: Callable[[], None]) -> None:
-        self._commands = Commands(machine, self.emit, quit)
+        self.migrations = Migrations(machine, self.emit)
+        self._commands = Commands(machine, self.migrations, self.emit, quit)
         self._path = path
         self._server: asyncio.Server | None = None
         self._clients: dict[_Client, asyncio.Task[None]] = {}
@@ -226,6 +240,8 @@ class ControlServer:
         self._clients[client] = task
         try:
             await client.serve()
+        except asyncio.CancelledError:
+            pass  # by close(); asyncio would complain of a task that ends like that
         finally:
             del self._clients[client]
 

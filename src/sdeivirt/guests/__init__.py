@@ -8,6 +8,8 @@
     interrupts   interrupts of the machine as events; machine qemu only
     reach        what a guest can reach of its hypervisor; machine qemu only
     hostile      attacks of many kinds on its hypervisor: docs/hostile.md
+    mover        checks its memory, registers and events while it is moved
+    writer       writes memory at a given pace
 
 Their sources are in guests/ of the repository; the package's build compiles them.
 """
@@ -21,7 +23,7 @@ from ..errors import EnvironmentUnavailableError, UsageError
 
 __all__ = ["GUESTS", "guest_path", "program_path"]
 
-GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach", "hostile")
+GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach", "hostile", "mover", "writer")
 
 
 def guest_path(name: str) -> Path:

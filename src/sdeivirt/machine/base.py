@@ -5,10 +5,11 @@ A machine has QEMU virt's map: RAM from 0x4000_0000, a PL011 at 0x0900_0000,
 the device tree's address in x0, PSCI, HVC and SMC conduits. Its life:
 
     created --load()--> created --start()--> running <--pause(), resume()--> paused
-                                                |
-                                    power-off, fault, stop()
-                                                v
-                                             stopped --close()
+       |                                        |                               ^
+       |                            power-off, fault, stop()                    |
+       |                                        v                               |
+       |                                     stopped --close()                  |
+       +--start_incoming()--> incoming --load_state()---------------------------+
 
 Everything public may be called from any thread; one lock guards the services.
 """
@@ -18,15 +19,18 @@ from __future__ import annotations
 import enum
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self, TypeVar
 
 from ..cpu import CpuFeatures
 from ..errors import StateError, UsageError
 from ..firmware import Firmware
+from ..migration.sections import Section
+from ..registers.sections import FIRMWARE_SECTIONS, firmware_sections, load_firmware_sections
 from ..sdei import EventDefinition, Policy
 from ..sdei.policy import KVM
 from ..sdei.service import Injection
@@ -37,7 +41,9 @@ from .report import FaultReport, VmStatus, firmware_status
 __all__ = [
     "MAX_VCPUS",
     "RAM_BASE",
+    "PAGE_SIZE",
     "UART_BASE",
+    "Detour",
     "EngineOptions",
     "ExitReason",
     "Machine",
@@ -48,6 +54,7 @@ __all__ = [
 RAM_BASE = 0x4000_0000
 UART_BASE = 0x0900_0000
 MAX_VCPUS = 512
+PAGE_SIZE = 4096
 MIN_MEMORY = 2 << 20
 MAX_MEMORY = 64 << 30
 
@@ -56,6 +63,16 @@ class EngineOptions:
     """What only one kind of machine has; each kind defines a record of its own."""
 
     __slots__ = ()
+
+    def travelling(self) -> dict[str, str | bool]:
+        """Those that a guest can tell apart: they go with it when it moves."""
+        return {}
+
+    def arrived(self, travelled: Mapping[str, str | bool]) -> Self:
+        """These options with the ones that came with a guest. Raises UsageError for what cannot be."""
+        if travelled:
+            raise UsageError(f"there is no option {next(iter(travelled))[:40]!r}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,7 @@ class ExitReason(enum.Enum):
     FAULT = "fault"  # every vCPU that could go on has faulted
     STOPPED = "stopped"  # stop()
     TIME_LIMIT = "time-limit"  # wait(limit) ran out
+    MOVED = "moved"  # the guest runs somewhere else now, or its state is in a file
     ALL_OFF = "all-off"  # every vCPU called CPU_OFF: nothing can ever run again
 
 
@@ -141,6 +159,18 @@ class Outcome:
     faults: list[FaultReport]
 
 
+class Detour(Protocol):
+    """Where injections go once the state has been written down, which would not hold them any more.
+
+    Called with the machine's lock held; the futures get what the machine's
+    own methods return or raise, or MovedError.
+    """
+
+    def inject(self, event: int, vcpu: int | None, affinity: int | None) -> Future[Injection]: ...
+
+    def cancel(self, event: int, vcpu: int | None, affinity: int | None) -> Future[bool]: ...
+
+
 class Machine(ABC):
     """A machine. Use as a context manager, or call :meth:`close`."""
 
@@ -150,6 +180,7 @@ class Machine(ABC):
         self.config = config
         self.console: Callable[[bytes], None] = lambda _data: None
         self.lock = threading.Lock()
+        self._detour: Detour | None = None
         self.firmware = Firmware(
             config.vcpus,
             self._power_control(),
@@ -166,7 +197,7 @@ class Machine(ABC):
     @property
     @abstractmethod
     def state(self) -> str:
-        """created, running, paused or stopped."""
+        """created, incoming, running, paused or stopped."""
 
     @abstractmethod
     def load(self, path: Path | str) -> None:
@@ -223,7 +254,91 @@ class Machine(ABC):
     def stuck(self, index: int, event: int, limit: float) -> None:
         """The watchdog's verdict, from its own thread: the handler of an event has run for too long on a vCPU."""
 
+    # -- moving: a guest that leaves. An engine that has these says so by overriding them all.
+
+    def prepare_save(self) -> None:
+        """The guest is about to be paused and saved: do what can be done while it runs."""
+        return  # most engines have nothing to prepare
+
+    def start_dirty_log(self) -> None:
+        """Note from now on which pages of RAM the guest writes."""
+        raise self._cannot_move()
+
+    def collect_dirty(self) -> bytearray:
+        """Which pages were written since the log was started, or last collected; they are watched anew.
+
+        A byte a page from RAM_BASE on, 1 or 0. What is read of a page after
+        this call is what it held when the call returned, or newer and then noted again.
+        Works on a machine that is paused, too.
+        """
+        raise self._cannot_move()
+
+    def stop_dirty_log(self) -> None:
+        """Let the guest write unwatched and unlimited again. Can be called twice."""
+        raise self._cannot_move()
+
+    def limit_dirtying(self, pages_per_second: int | None) -> None:
+        """Hold vCPUs up that begin to write more pages than that, so that a migration can catch up; None: do not."""
+        raise self._cannot_move()
+
+    def _save_engine(self) -> list[Section]:
+        """All of a paused machine but RAM and firmware: vCPUs and devices. The lock is not held."""
+        raise self._cannot_move()
+
+    def depart(self) -> None:
+        """The guest has left: as :meth:`stop`, but :meth:`wait` returns MOVED."""
+        raise self._cannot_move()
+
+    # -- and one that comes
+
+    def start_incoming(self) -> None:
+        """Instead of load() and start(): be ready, with RAM that is all zeroes. The state is "incoming"."""
+        raise self._cannot_move()
+
+    def _load_engine(self, sections: Sequence[Section]) -> None:
+        """Take over what :meth:`_save_engine` gave, RAM and firmware being there; paused afterwards.
+
+        Raises StreamError. The engine offers each PE a look for events when it goes on.
+        """
+        raise self._cannot_move()
+
+    def abandon(self, error: BaseException) -> None:
+        """The guest does not come after all: end the run, and raise that in :meth:`wait`."""
+        raise self._cannot_move()
+
+    def _cannot_move(self) -> StateError:
+        return StateError(f"machine {self.kind} cannot move its guest", "machines unicorn and qemu can")
+
     # -- the same everywhere
+
+    def save_state(self, detour: Detour) -> list[Section]:
+        """All of a paused machine but RAM. From here on injections are the detour's, until :meth:`keep_state`.
+
+        Raises StateError where the machine is not paused.
+        """
+        with self.lock:
+            if self.state != "paused":
+                raise StateError(f"the state of a machine that is {self.state} cannot be saved", "pause it first")
+            self._detour = detour
+        engine = self._save_engine()
+        with self.lock:
+            return firmware_sections(self.firmware) + engine
+
+    def keep_state(self) -> None:
+        """The guest stays after all: injections are taken again."""
+        with self.lock:
+            self._detour = None
+
+    def load_state(self, sections: Sequence[Section]) -> None:
+        """Take over what :meth:`save_state` gave, on a machine that is incoming; paused afterwards.
+
+        Raises StreamError, and StateError where the machine is not incoming.
+        """
+        if self.state != "incoming":
+            raise StateError(f"a machine that is {self.state} cannot take over a state", "call start_incoming() first")
+        with self.lock:
+            load_firmware_sections(self.firmware, [each for each in sections if each.name in FIRMWARE_SECTIONS])
+        self._load_engine([each for each in sections if each.name not in FIRMWARE_SECTIONS])
 
     @property
     def scheduler(self) -> str:
@@ -241,6 +356,10 @@ class Machine(ABC):
         """
         raise StateError("the machine has no memory", "call start() first")
 
+    def data_ranges(self) -> list[tuple[int, int]]:
+        """Where :meth:`memory` can hold anything but zeroes: offsets [start, end) in order, whole pages."""
+        return [(0, self.config.memory)]
+
     def details(self) -> dict[str, int | str]:
         """What there is to know of the engine, by name."""
         return {}
@@ -249,10 +368,21 @@ class Machine(ABC):
         """Inject an SDEI event, into a vCPU named by index or affinity if it is private.
 
         Raises UnknownEventError, UnknownVcpuError, NotRegisteredError, UsageError,
-        and StateError where the machine has stopped.
+        and StateError where the machine has stopped. While the guest is being
+        handed over it waits for the end of that, and can raise MovedError.
         """
+        answer = self._inject(event, vcpu, affinity)
+        return answer.result() if isinstance(answer, Future) else answer
+
+    def inject_later(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Future[Injection]:
+        """:meth:`inject` for those who cannot wait: done at once, unless the guest is being handed over."""
+        return _future(self._inject, event, vcpu, affinity)
+
+    def _inject(self, event: int, vcpu: int | None, affinity: int | None) -> Injection | Future[Injection]:
         state = self._alive()
         with self.lock:
+            if self._detour is not None:
+                return self._detour.inject(event, vcpu, affinity)
             sdei = self.firmware.sdei
             if affinity is not None:
                 vcpu = sdei.pe_of_affinity(affinity).index
@@ -264,8 +394,18 @@ class Machine(ABC):
 
     def cancel(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> bool:
         """Take back a pending event; False if none was pending. Errors as :meth:`inject`, and EventRunningError."""
+        answer = self._cancel(event, vcpu, affinity)
+        return answer.result() if isinstance(answer, Future) else answer
+
+    def cancel_later(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Future[bool]:
+        """:meth:`cancel` for those who cannot wait."""
+        return _future(self._cancel, event, vcpu, affinity)
+
+    def _cancel(self, event: int, vcpu: int | None, affinity: int | None) -> bool | Future[bool]:
         self._alive()
         with self.lock:
+            if self._detour is not None:
+                return self._detour.cancel(event, vcpu, affinity)
             sdei = self.firmware.sdei
             if affinity is not None:
                 vcpu = sdei.pe_of_affinity(affinity).index
@@ -305,3 +445,22 @@ class Machine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+T = TypeVar("T")
+
+
+def _future(
+    call: Callable[[int, int | None, int | None], T | Future[T]], event: int, vcpu: int | None, affinity: int | None
+) -> Future[T]:
+    """What a call returns or raises, as a future."""
+    future: Future[T] = Future()
+    try:
+        answer = call(event, vcpu, affinity)
+    except Exception as error:
+        future.set_exception(error)
+        return future
+    if isinstance(answer, Future):
+        return answer
+    future.set_result(answer)
+    return future

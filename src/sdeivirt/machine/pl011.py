@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Pl011"]
+from ..errors import StreamError
+from ..migration.sections import Record, Section, unpack
+
+__all__ = ["Pl011", "Pl011Record"]
 
 DR, FR, IBRD, FBRD, LCRH, CR, IFLS, IMSC, RIS, MIS, ICR = (
     0x00,
@@ -25,10 +28,23 @@ FR_TXFE = 1 << 7
 FR_RXFE = 1 << 4
 RIS_RX = 1 << 4
 RIS_TX = 1 << 5
+_WRITABLE = (IBRD, FBRD, LCRH, CR, IFLS, IMSC)
 _ID = {0xFE0: 0x11, 0xFE4: 0x10, 0xFE8: 0x14, 0xFEC: 0x00, 0xFF0: 0x0D, 0xFF4: 0xF0, 0xFF8: 0x05, 0xFFC: 0xB1}
 
 _CHUNK = 256
 _INPUT_LIMIT = 1 << 16
+
+
+class Pl011Record(Record, frozen=True):
+    """The port as it moves with a guest: the registers that it can write, and the input it has not read yet."""
+
+    ibrd: int
+    fbrd: int
+    lcrh: int
+    cr: int
+    ifls: int
+    imsc: int
+    received: bytes
 
 
 class Pl011:
@@ -60,7 +76,7 @@ class Pl011:
             self._out.append(value & 0xFF)
             if value & 0xFF == 10 or len(self._out) >= _CHUNK:
                 self.flush()
-        elif offset in (IBRD, FBRD, LCRH, CR, IFLS, IMSC):
+        elif offset in _WRITABLE:
             self._registers[offset] = value & 0xFFFF
 
     def flush(self) -> None:
@@ -75,3 +91,18 @@ class Pl011:
         taken = data[: max(_INPUT_LIMIT - len(self._in), 0)]
         self._in.extend(taken)
         return len(taken)
+
+    def save(self) -> Pl011Record:
+        """For a move. Output has been flushed, and no guest runs."""
+        ibrd, fbrd, lcrh, cr, ifls, imsc = (self._registers.get(offset, 0) for offset in _WRITABLE)
+        return Pl011Record(ibrd, fbrd, lcrh, cr, ifls, imsc, received=bytes(self._in))
+
+    def load(self, section: Section) -> None:
+        """What :meth:`save` gave, of a guest that comes. Raises StreamError."""
+        record = unpack(section, Pl011Record)
+        values = (record.ibrd, record.fbrd, record.lcrh, record.cr, record.ifls, record.imsc)
+        if not all(0 <= value <= 0xFFFF for value in values) or len(record.received) > _INPUT_LIMIT:
+            raise StreamError(f"section {section} has a serial port that cannot be")
+        self._registers = dict(zip(_WRITABLE, values, strict=True))
+        self._in.clear()
+        self._in.extend(record.received)

@@ -48,17 +48,23 @@ class ThreadedMachine(Machine):
 
     @property
     def state(self) -> str:
-        if self._thread is None:
-            return "created"
         if self._finished.is_set():
             return "stopped"
+        if self._thread is None:
+            return "created"
         return "paused" if self._paused else "running"
 
     def stop(self) -> None:
         self.end(ExitReason.STOPPED)
 
+    def depart(self) -> None:
+        self.end(ExitReason.MOVED)
+
+    def abandon(self, error: BaseException) -> None:
+        self.crash(error)
+
     def wait(self, limit: float | None = None) -> Outcome:
-        if self._thread is None:
+        if self.state == "created":
             raise StateError("the machine has not been started", "call start() first")
         if not self._finished.wait(limit):
             self.end(ExitReason.TIME_LIMIT)
@@ -78,6 +84,9 @@ class ThreadedMachine(Machine):
     def end(self, reason: ExitReason) -> None:
         """End the run; the first reason counts. From any thread."""
         self._ending = self._ending or reason
+        if self._thread is None and self.state == "incoming":  # a guest was to come, and nothing has run
+            self._outcome = Outcome(self._ending, [])
+            self._finished.set()
         self._ending_set()
 
     def crash(self, error: BaseException) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .abi import Status
 from .events import DYNAMIC_PRIVATE, DYNAMIC_SHARED, EventDefinition, Priority, is_ppi, is_spi
@@ -43,6 +43,10 @@ class Bindings:
     def find(self, interrupt: int) -> Event | None:
         """The event that an interrupt raises, by definition or by binding."""
         return self.bound.get(interrupt) or self._static.get(interrupt)
+
+    def defined(self, interrupt: int) -> Event | None:
+        """The event that an interrupt raises by definition."""
+        return self._static.get(interrupt)
 
     @property
     def any(self) -> bool:
@@ -86,3 +90,15 @@ class Bindings:
         """Free every slot that can be freed; the first error."""
         results = [self.release(event) for event in list(self.bound.values())]
         return next(filter(None, results), 0)
+
+    def replace(self, bound: Mapping[int, Event]) -> None:
+        """Have these interrupts bound to these slots, and no others."""
+        for event in self.bound.values():
+            event.interrupt = None
+            if not self._unbound_known:
+                del self.known[event.number]
+        self.bound.clear()
+        for interrupt, event in bound.items():
+            event.interrupt = interrupt
+            self.bound[interrupt] = event
+            self.known[event.number] = event

@@ -46,7 +46,7 @@ class Delivery:
         self.kicks = 0  # PEs that must stop and call deliver(); the machine takes and clears it
         self._takers_normal = 0
         self._takers_critical = 0
-        self._last_offered = -1
+        self.last_offered = -1  # the PE that was last kicked for an event that any may take
         self._clear_registers = clear_registers
         self._on_posted: tuple[Callable[[Handler], None], ...] = ()
         self._on_delivered: tuple[Callable[[Pe, Handler], None], ...] = ()
@@ -144,11 +144,42 @@ class Delivery:
             if sleepers:
                 self.kicks |= sleepers[0].bit
             return
-        later = takers >> (self._last_offered + 1) << (self._last_offered + 1)
+        later = takers >> (self.last_offered + 1) << (self.last_offered + 1)
         chosen = later or takers
         chosen &= -chosen
-        self._last_offered = chosen.bit_length() - 1
+        self.last_offered = chosen.bit_length() - 1
         self.kicks |= chosen
+
+    def recount(self, last_offered: int) -> None:
+        """The records of PEs and handlers have been replaced: do the books anew, and kick the PEs that have work."""
+        self.shared_ready = self.shared_registered = self._takers_normal = self._takers_critical = 0
+        for event in self.events:
+            event.registrations = 0
+        for pe in self.pes:
+            pe.ready = pe.registered = 0
+            self.refresh(pe)
+        handlers = [handler for pe in self.pes for handler in pe.handlers.values()]
+        handlers += [event.handler for event in self.events if event.shared]
+        for handler in handlers:
+            event, target = handler.event, handler.target
+            if handler.state != _UNREGISTERED:
+                event.registrations += 1
+                if event.shared:
+                    self.shared_registered |= event.bit
+                elif target is not None:
+                    target.registered |= event.bit
+            if handler.pending and handler.state == _ENABLED:
+                if target is None:
+                    self.shared_ready |= event.bit
+                else:
+                    target.ready |= event.bit
+        for pe in self.pes:
+            if pe.ready and (pe.wakeable or self.next(pe) is not None):
+                self.kicks |= pe.bit
+        # What any PE may take goes to the one that it was offered to before, if that one can take it.
+        self.last_offered = max(last_offered - 1, -1)
+        self._offer()
+        self.last_offered = last_offered
 
     # -- the PE
 

@@ -41,6 +41,16 @@ class BoundInterrupts:
         self._told: dict[tuple[int, int], int | None] = {}  # (INTID, vCPU of a private one) -> where it is enabled
         self._levels: set[tuple[int, int]] = set()
 
+    @property
+    def told(self) -> tuple[dict[tuple[int, int], int | None], set[tuple[int, int]]]:
+        """Where each interrupt that is ours is enabled, by (INTID, vCPU), and which of them are levels."""
+        return self._told, self._levels
+
+    def take_over(self, told: dict[tuple[int, int], int | None], levels: set[tuple[int, int]]) -> None:
+        """The same from another machine, whose interrupt controller is here now."""
+        self._told = told
+        self._levels = levels
+
     def fired(self, intid: int, vcpu: int) -> bool:
         """The monitor has taken an interrupt, and disabled it. False: it is not to be handled now.
 

@@ -59,6 +59,8 @@ class Console:
         self._over = over
         self._crash = crash
         self.panic = PanicWatch()
+        self._lock = threading.Lock()
+        self._held = False  # no input is taken
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
     def start(self) -> None:
@@ -84,6 +86,22 @@ class Console:
 
     def type_in(self, data: bytes) -> int:
         """Input for the guest; how much of it there was room for."""
+        with self._lock:
+            return 0 if self._held else self._send(data)
+
+    def hold(self) -> None:
+        """Take no input, as if there were no room: the guest is on its way from or to somewhere else."""
+        with self._lock:
+            self._held = True
+
+    def release(self, first: bytes = b"") -> None:
+        """Take input again, after some that has waited somewhere else: not more than there is room for."""
+        with self._lock:
+            self._held = False
+            if first:
+                self._send(first)
+
+    def _send(self, data: bytes) -> int:
         try:
             return self._connection.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -33,6 +33,7 @@ GICR_ISPENDR0 = 0x0200
 GICD_ICPENDR = 0x0280
 GICR_ICACTIVER0 = 0x0380
 FIRST_SPI = 32
+LAST_INTID = 1019
 
 
 class Gic:
@@ -74,6 +75,10 @@ class Gic:
             f"writel {self._private(vcpu) + GICR_ICACTIVER0:#x} {1 << KICK_SGI:#x}\n".encode()
         )
         self.kick([vcpu])
+
+    def settle(self) -> None:
+        """Return when the controller has done all that was asked for so far. On the event loop's thread."""
+        self._qtest.ask(b"readl %#x\n" % (self._distributor + GICD_CTLR))
 
     # -- bound interrupts: an INTID, and for a private one the vCPU
 
@@ -130,3 +135,17 @@ class Gic:
                 lines = f"writeq {base + GICD_IROUTER + 8 * intid:#x} {self._affinities[vcpu]:#x}\n"
         register = GICD_ISENABLER if on else GICD_ICENABLER
         self._qtest.send(f"{lines}writel {base + register + 4 * word:#x} {1 << intid % 32:#x}\n".encode())
+
+    # -- moving
+
+    @property
+    def ours(self) -> tuple[list[int], dict[int, int], dict[tuple[int, int], int]]:
+        """Which interrupts are ours, and the priorities that they had: private ones, words of shared ones, and both."""
+        return self._group0, self._group0_spi, self._priorities
+
+    def take_over(self, private: list[int], shared: dict[int, int], priorities: dict[tuple[int, int], int]) -> None:
+        """The controller's own state is there already; this is what we know of it."""
+        self._group0 = [bits | 1 << KICK_SGI for bits in private]
+        self._group0_spi = shared
+        self._priorities = priorities
+        self._kicks = [self._kick_lines(i) for i in range(len(private))]

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory shared with the EL2 monitor: guests/monitor/layout.h in Python; a test compares the two.
 
-It is one block of 2 MiB behind the guest's RAM, which stage 2 hides from the guest:
+It is one block behind the guest's RAM, which stage 2 hides from the guest:
 
     +0x00000  the monitor            +0x50000  a page of ones
-    +0x0f000  the global page        +0x60000  stage-2 tables
+    +0x0f000  the global page        +0x60000  stage-2 tables, for all of RAM in single pages
     +0x10000  mailboxes, a page a vCPU
+
+A guest that moves takes all but tables and ones along, since its vCPUs may stand in the middle of
+the monitor: LAYOUT_VERSION is to be raised when something here gets another place or meaning.
 """
 
 from __future__ import annotations
 
 import enum
 
-__all__ = ["BLOCK_SIZE", "Action", "Global", "Mailbox", "Reason"]
+__all__ = ["LAYOUT_VERSION", "Action", "Global", "Mailbox", "Reason"]
+
+LAYOUT_VERSION = 1
 
 GLOBAL_PAGE = 0x0F000
 MAILBOXES = 0x10000
 MAX_VCPUS = 64
 BLANK_PAGE = 0x50000
 STAGE2_TABLES = 0x60000
-BLOCK_SIZE = 0x200000
 MAILBOX_SIZE = 0x1000
 
 FLAG_STAGE2 = 1
@@ -71,6 +75,7 @@ class Reason(enum.IntEnum):
     TRAP = 6
     BOOT = 7
     DEAD = 8
+    FLUSHED = 9
 
 
 class Action(enum.IntEnum):
@@ -81,6 +86,8 @@ class Action(enum.IntEnum):
     CPU_OFF = 2
     STANDBY = 3
     PARK = 4
+    WAIT = 5
+    FLUSH = 6
 
 
 class Global:
@@ -96,3 +103,4 @@ class Global:
     ID_MMFR2 = 7
     GICD = 8
     GICR = 9
+    COUNT = 10

@@ -8,34 +8,36 @@ on a thread of the machine's own, answers. See docs/qemu.md.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import platform
 import shlex
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPError
-
-from ...errors import EnvironmentUnavailableError, SdeivirtError, UsageError
+from ...cpu import CpuFeatures
+from ...errors import EnvironmentUnavailableError, StateError, UsageError
 from ...smccc.psci import Power
 from ..base import RAM_BASE, ExitReason, MachineConfig
 from ..report import FaultReport
-from ..threaded import ThreadedMachine
 from . import layout
-from .boot import Payload, block_address, lay_out, total_memory
+from .block import Block, block_address, total_memory
+from .boot import Payload, lay_out
 from .bound import BoundInterrupts
 from .console import Console
+from .dirtying import Dirtying
+from .flush import Flusher
 from .gic import Gic
 from .kicks import Kicker
-from .layout import Mailbox
+from .layout import Global, Mailbox
+from .movable import MovableMachine
+from .moving import Moving
 from .options import QemuOptions
 from .power import QemuPower
 from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, check_arguments, find_qemu
 from .qtest import Qtest
+from .requests import Requests
 from .vcpu import QemuVcpu
 
 __all__ = ["QemuMachine", "show_command"]
@@ -43,15 +45,15 @@ __all__ = ["QemuMachine", "show_command"]
 _log = logging.getLogger(__name__)
 
 _MIN_MEMORY = 8 << 20
-_POLL_SECONDS = 0.001
 _HOLD_SECONDS = 1.0
 _BOOT_SECONDS = 15.0
 _MAX_WARNINGS = 20
 _WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
 
 
-def _make_process(config: MachineConfig, options: QemuOptions) -> QemuProcess:
-    return QemuProcess(config, options, total_memory(config.memory), entry=block_address(config.memory))
+def _make_process(config: MachineConfig, options: QemuOptions, *, incoming: bool = False) -> QemuProcess:
+    memory = total_memory(config.memory)
+    return QemuProcess(config, options, memory, entry=block_address(config.memory), incoming=incoming)
 
 
 def show_command(config: MachineConfig) -> str:
@@ -63,7 +65,7 @@ def show_command(config: MachineConfig) -> str:
         process.abandon()
 
 
-class QemuMachine(ThreadedMachine):
+class QemuMachine(MovableMachine):
     """N vCPUs in a QEMU process of their own."""
 
     kind = "qemu"
@@ -84,15 +86,16 @@ class QemuMachine(ThreadedMachine):
         super().__init__(config)
         self.calling: QemuVcpu | None = None  # whose request is being answered
         self.holding = False  # vCPUs that stop are not to go on
+        # Of the present QEMU, from the moment when it is known what runs on it.
         self.vcpus: list[QemuVcpu] = []
-        self.globals: memoryview
+        self.block: Block
+        self.gic: Gic
         self.bound: BoundInterrupts
         self.kicker: Kicker
+        self.requests: Requests
         self._payload: Payload | None = None
         self._process: QemuProcess | None = None
-        self._console: Console | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake: asyncio.Event  # one of the next two has changed
+        self._line: Console | None = None
         self._resetting = False
         self._started = threading.Event()
         self._order = threading.Lock()
@@ -106,26 +109,35 @@ class QemuMachine(ThreadedMachine):
 
     def start(self) -> None:
         """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
-        self._start_thread(self._payload is not None)
+        self._launch(self._payload is not None)
+
+    def _launch(self, loaded: bool) -> None:
+        self._start_thread(loaded)
         self._started.wait()
         if self._finished.is_set() and self._error is not None:
             raise self._error
 
     def pause(self) -> None:
-        self._execute("stop")
+        self._unless_over(self._execute("stop"))
 
     def resume(self) -> None:
-        self._execute("cont")
+        if self.state == "incoming":
+            raise StateError("there is no guest that could go on yet", "wait for it to come")
+        self._unless_over(self._execute("cont"))
 
     def type_in(self, data: bytes) -> int:
-        return self._console.type_in(data) if self._console is not None else 0
+        return self._line.type_in(data) if self._line is not None else 0
 
     def faults(self) -> list[FaultReport]:
         return [vcpu.fault for vcpu in self.vcpus if vcpu.fault is not None]
 
     def kick(self, bitmap: int) -> None:
-        if self._process is not None:
+        if self.vcpus:
             self.kicker.kick(bitmap)
+
+    def online(self) -> int:
+        """The PEs that a kick can stop, as a bitmap."""
+        return sum(vcpu.pe.bit for vcpu in self.vcpus if vcpu.pe.online and vcpu.fault is None)
 
     def stuck(self, index: int, event: int, limit: float) -> None:
         reason = f"the handler of event {event:#x} has run for more than {limit:g} s"
@@ -151,7 +163,7 @@ class QemuMachine(ThreadedMachine):
             "cpu": self.options.cpu,
             "requests": sum(vcpu.served for vcpu in self.vcpus),
             "contexts-read": sum(vcpu.words[Mailbox.CONTEXTS_READ] for vcpu in self.vcpus),
-            "kicks-repaired": self.kicker.repairs,
+            "kicks-repaired": self.kicker.repairs if self.vcpus else 0,
         }
 
     def _power_control(self) -> QemuPower:
@@ -163,31 +175,40 @@ class QemuMachine(ThreadedMachine):
     # -- ends
 
     def _ending_set(self) -> None:
-        self._post(lambda: self._wake.set())
+        super()._ending_set()
         if self._finished.is_set():
             self._started.set()  # or never will be
 
     def reset(self) -> None:
         """The guest, or somebody through QMP, resets the machine. From any thread."""
-        if self.config.restart:
+        if self.config.restart and self._payload is not None:
             self._resetting = True
             self._post(self._wake.set)
         else:
             self.end(ExitReason.RESET)
 
     @property
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
         """Whether this QEMU is to run on: nobody has asked for the end or for a reset."""
         return self._ending is None and not self._resetting
 
     @property
     def _panicked(self) -> bool:
-        return self._console is not None and self._console.panic.panicked
+        return self._line is not None and self._line.panic.panicked
 
     # -- what vCPUs tell
 
     def vcpu_faulted(self) -> None:
         self.end(ExitReason.FAULT)
+
+    def learn_features(self) -> None:
+        """The monitor has written down what the CPU can do."""
+        words = self.block.globals
+        features = CpuFeatures.from_id_registers(
+            words[Global.ID_PFR0], words[Global.ID_PFR1], words[Global.ID_MMFR1], words[Global.ID_MMFR2]
+        )
+        for pe in self.firmware.pes:
+            pe.features = features
 
     def warn_once(self, text: str) -> None:
         """Tell of something that the guest should not do; it may do it all the time."""
@@ -212,32 +233,20 @@ class QemuMachine(ThreadedMachine):
             return None
         return process.ram[offset : offset + size]
 
-    # -- the thread and its loop
+    # -- the loop
 
-    def _post(self, call: Callable[[], object]) -> None:
-        """Run a callable on the loop, from any thread."""
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended
-                loop.call_soon_threadsafe(call)
-
-    def _execute(self, command: str) -> None:
-        """Run a QMP command from another thread, and wait for it."""
-        process, loop = self._process, self._loop
-        if process is None or loop is None or self._finished.is_set():
-            return
-        try:
-            asyncio.run_coroutine_threadsafe(process.execute(command), loop).result()
-        except (QMPError, SdeivirtError, RuntimeError, asyncio.CancelledError) as error:
-            _log.debug("the machine ended meanwhile: %s", error)
-
-    def _work(self) -> None:
-        asyncio.run(self._main())
+    async def _execute(self, command: str) -> None:
+        """A command that stops the guest or lets it go on, with all that it leads to."""
+        process = self._process
+        if process is not None and not self._finished.is_set():
+            if command == "cont" and self._moving is not None:
+                self._moving.thaw()
+            await process.execute(command)
+            while not process.events.empty() and self._process is process and self.goes_on:
+                await asyncio.sleep(0)  # _follow()'s turn
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
-        await self._one_power_cycle()
+        await self._one_power_cycle(incoming=self._incoming)
         while self._resetting and self._ending is None:
             self._resetting = False
             with self.lock:
@@ -247,34 +256,33 @@ class QemuMachine(ThreadedMachine):
         if self._panicked and self._ending is ExitReason.RESET:
             self._ending = ExitReason.PANIC
 
-    async def _one_power_cycle(self) -> None:
-        """From power-up to the end of the run, or to a reset.
+    async def _one_power_cycle(self, *, incoming: bool = False) -> None:
+        """From power-up, or from the moment when a guest can come, to the end of the run or to a reset.
 
         A reset gets a new QEMU: this one has translated code that would be loaded over.
         """
-        payload = self._payload
-        assert payload is not None
-        process = _make_process(self.config, self.options)
-        console = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
+        process = _make_process(self.config, self.options, incoming=incoming)
+        line = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
         tasks: list[asyncio.Task[None]] = []
         try:
             await process.launch()
-            boot = lay_out(process.ram, self.config, self.options, payload)
-            qtest = Qtest(process.qtest)
-            gic = Gic(qtest, boot.distributor, boot.redistributor, [pe.affinity for pe in self.firmware.pes])
-            self.kicker = Kicker(gic, self._post, self._kick_matters)
-            self.bound = BoundInterrupts(self.firmware.sdei, gic)
-            self.globals = boot.globals
-            self.vcpus = [QemuVcpu(self, *pair) for pair in zip(self.firmware.pes, boot.mailboxes, strict=True)]
-            self.firmware.psci.power[0] = Power.ON_PENDING
-            self._process, self._console, self._paused = process, console, False
-            self._listen(process, qtest)
-            console.start()
+            self._process, self._line, self._paused = process, line, incoming
+            self._moving = Moving(self, process, line)
+            if incoming:
+                await self._moving.expect()
+            else:
+                payload = self._payload
+                assert payload is not None
+                self.attach(process, lay_out(process.ram, self.config, self.options, payload))
+                self.firmware.psci.power[0] = Power.ON_PENDING
+            line.start()
             tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
-            await process.execute("cont")
+            if not incoming:
+                await process.execute("cont")
             self._started.set()
-            await self._comes_up()
-            while self._goes_on:
+            if not incoming:
+                await self._comes_up()
+            while self.goes_on:
                 await self._wake.wait()
                 self._wake.clear()
             if self._ending is ExitReason.TIME_LIMIT:
@@ -282,12 +290,39 @@ class QemuMachine(ThreadedMachine):
         finally:
             for task in tasks:
                 task.cancel()
-            self._ignore(process)
+            self._detach()
             try:
                 await process.end()
-                await asyncio.to_thread(console.finish)
+                await asyncio.to_thread(line.finish)
             finally:
                 process.abandon()
+
+    def attach(self, process: QemuProcess, block: Block) -> None:
+        """Get to know what runs on a QEMU, and look after it."""
+        qtest = Qtest(process.qtest)
+        affinities = [pe.affinity for pe in self.firmware.pes]
+        self.block = block
+        self.gic = Gic(qtest, block.globals[Global.GICD], block.globals[Global.GICR], affinities)
+        self.kicker = Kicker(self.gic, self._post, self._kick_matters)
+        self.bound = BoundInterrupts(self.firmware.sdei, self.gic)
+        self.vcpus = [QemuVcpu(self, *pair) for pair in zip(self.firmware.pes, block.mailboxes, strict=True)]
+        self.requests = Requests(self.vcpus, process, qtest, self.crash)
+        self.requests.listen((lambda: self._process is process and self.goes_on) if self.options.poll else None)
+        if block.stage2 is not None:
+            devices = bool(self.options.arguments) or self.options.gdb
+            self.dirtying = Dirtying(
+                block.stage2, self.memory(), self._call, self.kicker.kick, self.online, devices=devices
+            )
+            if self._logging:
+                self.dirtying.start_anew(self._limit)
+
+    def _detach(self) -> None:
+        if self.vcpus:
+            self.requests.ignore()
+        if self.dirtying is not None:
+            self.dirtying.close()
+        if self._moving is not None:
+            self._moving.close()
 
     async def _comes_up(self) -> None:
         """Wait for the monitor's first request: not every CPU model can run it."""
@@ -306,47 +341,12 @@ class QemuMachine(ThreadedMachine):
             faults += [vcpu.report("still running when the time was up") for vcpu in self.vcpus if vcpu.held]
         return faults
 
-    # -- requests
+    # -- kicks, and vCPUs that are to stop for a look
 
-    def _listen(self, process: QemuProcess, qtest: Qtest) -> None:
-        loop = asyncio.get_running_loop()
-
-        def answer() -> None:
-            if not qtest.readable():
-                loop.remove_reader(process.qtest)
-
-        def ring() -> None:
-            try:
-                if not process.bell.recv(4096):
-                    loop.remove_reader(process.bell)
-            except OSError:
-                loop.remove_reader(process.bell)
-            self._serve()
-
-        def poll() -> None:
-            until = time.perf_counter() + _POLL_SECONDS
-            while time.perf_counter() < until:
-                self._serve()
-            if self._process is process and self._goes_on:
-                loop.call_soon(poll)
-
-        loop.add_reader(process.qtest, answer)
-        if self.options.poll:
-            loop.call_soon(poll)
-        else:
-            loop.add_reader(process.bell, ring)
-
-    def _ignore(self, process: QemuProcess) -> None:
-        loop = asyncio.get_running_loop()
-        for connection in (process.qtest, process.bell):
-            loop.remove_reader(connection)
-
-    def _serve(self) -> None:
-        try:
-            for vcpu in self.vcpus:
-                vcpu.serve()
-        except BaseException as error:
-            self.crash(error)
+    @property
+    def flusher(self) -> Flusher | None:
+        """What flushes TLBs, if there is stage 2."""
+        return self.dirtying.flusher if self.dirtying is not None else None
 
     def _kick_matters(self, index: int) -> bool:
         return self.firmware.pes[index].online and not self._paused
@@ -380,6 +380,7 @@ class QemuMachine(ThreadedMachine):
             name = message["event"]
             if name in ("STOP", "RESUME"):
                 self._paused = name == "STOP"
+                await self._stopped_or_not(process)
             elif name == "GUEST_PANICKED":
                 self.end(ExitReason.PANIC)
             elif name == "SHUTDOWN":
@@ -389,12 +390,19 @@ class QemuMachine(ThreadedMachine):
                 else:
                     self.end(ExitReason.STOPPED)
 
+    async def _stopped_or_not(self, process: QemuProcess) -> None:
+        if self.dirtying is not None:
+            (self.dirtying.stopped if self._paused else self.dirtying.goes_on)()
+        if not self._paused and self._moving is not None and self._moving.frozen:
+            _log.warning("somebody let the guest go on by QEMU's own QMP while it was being moved: it is stopped again")
+            await process.execute("stop")
+
     async def _outlive(self, process: QemuProcess) -> None:
         """QEMU's end is ours."""
         assert process.process is not None
         await process.process.wait()
-        if self._goes_on:
+        if self.goes_on:
             # A QEMU that was asked to end has said so on its way out.
             await asyncio.sleep(0.2)
-            if self._goes_on:
+            if self.goes_on:
                 self.crash(await process.death())

@@ -37,6 +37,8 @@ class QemuPower:
         pe = machine.firmware.pes[index]
         machine.firmware.sdei.pe_off(pe)
         machine.kicker.arrived(pe.bit)
+        if machine.flusher is not None:
+            machine.flusher.gone()
         self._act(Action.CPU_OFF)
         if all(power is Power.OFF for power in machine.firmware.psci.power):
             machine.end(ExitReason.ALL_OFF)

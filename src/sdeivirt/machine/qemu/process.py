@@ -5,6 +5,9 @@ Everything it shares with us is a file descriptor that it inherits: the guest's
 RAM is a memfd, the serial port, the doorbell, qtest and QMP are socket pairs.
 So nothing of it stands in a file system, and nothing stays when either of
 us is killed. QEMU itself does not survive us: its parent's death kills it.
+
+Without arguments of the user's it gets no ITS: there is no device that would send it messages,
+and it writes its tables into the guest's RAM where no stage 2 sees that.
 """
 
 from __future__ import annotations
@@ -63,16 +66,26 @@ def find_qemu(wanted: Path | None = None) -> Path:
 
 
 def command_line(
-    qemu: Path, config: MachineConfig, options: QemuOptions, memory: int, entry: int, ram: int, channels: Sequence[int]
+    qemu: Path,
+    config: MachineConfig,
+    options: QemuOptions,
+    memory: int,
+    entry: int,
+    ram: int,
+    channels: Sequence[int],
+    *,
+    incoming: bool = False,
 ) -> list[str]:
     """The exact command line.
 
     `memory` is QEMU's, `entry` where vCPU 0 begins; `ram` and `channels` are the descriptors that QEMU inherits.
+    `incoming`: it waits for the state of another.
     """
     size = f"{memory >> 20}M"
+    its = "" if options.arguments else ",its=off"
     words = [
         str(qemu),
-        *("-machine", "virt,virtualization=on,gic-version=3,memory-backend=ram"),
+        *("-machine", f"virt,virtualization=on,gic-version=3,memory-backend=ram{its}"),
         *("-accel", "tcg,thread=multi"),
         *("-cpu", options.cpu),
         *("-smp", str(config.vcpus)),
@@ -91,6 +104,8 @@ def command_line(
         *("-object", f"qtest,id=sdeivirt-qtest-server,chardev=sdeivirt-qtest,log={os.devnull}"),
         *("-qmp", "chardev:sdeivirt-qmp"),
     ]
+    if incoming:
+        words += ["-incoming", "defer"]
     if config.directory is not None:
         words += ["-qmp", f"unix:{config.directory / QMP_SOCKET},server=on,wait=off"]
     if options.gdb:
@@ -111,6 +126,7 @@ _OURS = {
     "gdb": "--gdb",
     "s": "--gdb",
     "S": "",
+    "incoming": "",
     "dtb": "",
     "bios": "",
     "accel": "",
@@ -144,7 +160,9 @@ class QemuProcess:
     the socket pairs; `qmp` is connected.
     """
 
-    def __init__(self, config: MachineConfig, options: QemuOptions, memory: int, entry: int) -> None:
+    def __init__(
+        self, config: MachineConfig, options: QemuOptions, memory: int, entry: int, *, incoming: bool = False
+    ) -> None:
         self.binary = find_qemu(options.qemu)
         self._open: list[int | socket.socket] = []
         try:
@@ -162,7 +180,10 @@ class QemuProcess:
         theirs = [other for _, other in pairs]
         self._inherited = [fd, *(other.fileno() for other in theirs)]
         self._open += theirs
-        self.command = command_line(self.binary, config, options, memory, entry, fd, self._inherited[1:])
+        self._far_serial = socket.socket(fileno=os.dup(theirs[0].fileno()))
+        self.command = command_line(
+            self.binary, config, options, memory, entry, fd, self._inherited[1:], incoming=incoming
+        )
         self.qmp = QMPClient(f"{config.name}-qmp")
         self.qmp.logger.setLevel(100)  # every failure reaches the caller; the log would say it twice
         self.events = EventListener()
@@ -207,13 +228,18 @@ class QemuProcess:
         numbers = version["qemu"]
         self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
 
+    def last_words(self, lines: int = 1) -> str:
+        """The last that QEMU has said on standard error."""
+        text = "".join(each if each.isprintable() else "\n" for each in self.errors.decode("utf-8", "replace"))
+        said = [line.strip().removeprefix(f"{_NAME}: ") for line in text.splitlines() if line.strip()]
+        return "; ".join(said[-lines:])
+
     async def death(self) -> QemuDiedError:
         """QEMU has ended, or is about to; how and why, as an error."""
         code = await self._reap(_QUIT_SECONDS)
-        said = [line for line in self.errors.decode("utf-8", "replace").splitlines() if line.strip()]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if said:
-            how += f": {said[-1].strip().removeprefix(f'{_NAME}: ')}"
+        if said := self.last_words():
+            how += f": {said}"
         if self.version:
             return QemuDiedError(f"QEMU {how}", "start the VM again")
         hint = f"`{self.binary.name} -cpu help` and `-device help` list what there is; --dry-run shows the command line"
@@ -225,6 +251,13 @@ class QemuProcess:
             return await self.qmp.execute(command, arguments or None)
         except (OSError, EOFError) as error:
             raise await self.death() from error
+
+    def unread_input(self, limit: int) -> bytes:
+        """What has been typed and QEMU has not taken yet; it stays there."""
+        try:
+            return self._far_serial.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            return b""
 
     async def _listen(self) -> None:
         assert self.process is not None
@@ -257,13 +290,14 @@ class QemuProcess:
                 async with asyncio.timeout(_QUIT_SECONDS):
                     await self.qmp.execute("quit")
             await self._reap(_QUIT_SECONDS)
+        self._far_serial.close()  # the last of those that keep the line open
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self.qmp.disconnect()
 
     def abandon(self) -> None:
         """Let go of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""
         self._close_ours()
-        for ours in (self.serial, self.bell, self.qtest, self._qmp_socket):
+        for ours in (self.serial, self._far_serial, self.bell, self.qtest, self._qmp_socket):
             ours.close()
 
     def _close_ours(self) -> None:

@@ -13,13 +13,13 @@ from ...cpu import (
     PSTATE,
     SCTLR,
     SYNCHRONOUS_EXTERNAL_ABORT,
-    CpuFeatures,
     synchronous_vector,
 )
 from ...sdei.model import Frame, Pe
+from ..base import RAM_BASE
 from ..disassembly import around
 from ..report import FaultReport
-from .layout import Action, Global, Mailbox, Reason
+from .layout import Action, Mailbox, Reason
 from .view import MailboxView
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ _CONTEXT = slice(Mailbox.CONTEXT, Mailbox.CONTEXT + _CONTEXT_WORDS)
 
 EC_SHIFT = 26
 EC_SAME_LEVEL = 1  # added to either, for an abort at EL1 itself
+FAULT_KIND = 0x3C  # of the fault status code, without the level
+PERMISSION_FAULT = 0x0C
+PAGE_SHIFT = 12
 PAR_FAILED = 1
 PAR_ADDRESS = 0x000F_FFFF_FFFF_F000
 
@@ -49,7 +52,7 @@ class QemuVcpu:
         self.pe = pe
         self.words = words
         self.view = MailboxView(words)
-        self.served = 0
+        self.served: int = words[_RESPONSE]
         self.held = False  # stopped for a look, and not to go on
         self.fault: FaultReport | None = None
         self._frame: Frame | None = None
@@ -91,10 +94,18 @@ class QemuVcpu:
         if self.fault is not None:
             self.held = True
             return
+        flusher = machine.flusher
+        if flusher is not None and flusher.wanted and not words[Mailbox.ACTION]:
+            self.act(Action.FLUSH)
+            flusher.offer(pe.index)
         machine.fence()
         words[_RESPONSE] = request
         if kicks:
             machine.kick(kicks)
+
+    def take_over(self) -> None:
+        """The mailbox has come from another machine, and so has the PE's state."""
+        self._publish(self.pe.frame)
 
     def _publish(self, frame: Frame | None) -> None:
         """Lay out what EVENT_CONTEXT answers, for the monitor."""
@@ -113,6 +124,9 @@ class QemuVcpu:
             self._abort()
         elif reason == Reason.TRAP:
             self._undefined()
+        elif reason == Reason.FLUSHED:
+            if self.machine.flusher is not None:
+                self.machine.flusher.flushed(self.pe.index)
         else:
             esr = self.words[Mailbox.ESR]
             self.stop_faulted(f"the EL2 monitor failed, ESR_EL2 {esr:#x}, FAR_EL2 {self.words[Mailbox.FAR]:#x}")
@@ -120,12 +134,7 @@ class QemuVcpu:
     def _boot(self) -> None:
         machine, pe = self.machine, self.pe
         if pe.index == 0:
-            words = machine.globals
-            features = CpuFeatures.from_id_registers(
-                words[Global.ID_PFR0], words[Global.ID_PFR1], words[Global.ID_MMFR1], words[Global.ID_MMFR2]
-            )
-            for each in machine.firmware.pes:
-                each.features = features
+            machine.learn_features()
         machine.kicker.arrived(pe.bit)  # one that waited for the PE that this was went with it
         machine.firmware.sdei.pe_on(pe)
         machine.firmware.psci.started(pe.index)
@@ -138,14 +147,31 @@ class QemuVcpu:
     # -- exceptions that EL1 takes instead
 
     def _abort(self) -> None:
-        """Stage 2 maps nothing at that address: the bus would say so."""
+        """Stage 2 does not let it through.
+
+        A write that is to be noted is tried again, at once or when its time comes. All else
+        is what the bus would say if there were nothing at that address.
+        """
         words = self.words
         esr = words[Mailbox.ESR]
+        if esr & FAULT_KIND == PERMISSION_FAULT and self._watched():
+            return
         kind = esr >> EC_SHIFT
         if words[PSTATE] & 0xC:
             kind |= EC_SAME_LEVEL
         words[Mailbox.FAR1] = words[Mailbox.FAR]
         self._take(kind << EC_SHIFT | ESR_IL | esr & ESR_WNR | SYNCHRONOUS_EXTERNAL_ABORT)
+
+    def _watched(self) -> bool:
+        """Note a write to RAM, also that of a stage-1 walk: QEMU gives the address of either. False: it was none."""
+        dirtying = self.machine.dirtying
+        address = self.words[Mailbox.HPFAR] >> 4 << PAGE_SHIFT
+        if dirtying is None or not 0 <= address - RAM_BASE < self.machine.config.memory:
+            return False
+        if dirtying.holds_up(self.pe.index):
+            self.act(Action.WAIT)
+            return True
+        return dirtying.log.written(address)
 
     def _undefined(self) -> None:
         """An instruction that nobody thought of: for the guest it does not exist."""

@@ -19,11 +19,12 @@ import unicorn
 from unicorn import arm64_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-__all__ = ["Engine", "SYSREG", "X", "CpReg", "EngineError", "arm64_const"]
+__all__ = ["Engine", "SYSREG", "Q", "X", "CpReg", "EngineError", "arm64_const"]
 
 _unicorn: Any = unicorn  # the binding is only half annotated
 
 X = [arm64_const.UC_ARM64_REG_X0 + i for i in range(29)] + [arm64_const.UC_ARM64_REG_X29, arm64_const.UC_ARM64_REG_X30]
+Q = [arm64_const.UC_ARM64_REG_Q0 + i for i in range(32)]
 
 # op0, op1, CRn, CRm, op2
 SYSREG = {
@@ -38,12 +39,17 @@ SYSREG = {
     "ESR_EL1": (3, 0, 5, 2, 0),
     "FAR_EL1": (3, 0, 6, 0, 0),
     "VBAR_EL1": (3, 0, 12, 0, 0),
+    "CNTPCT_EL0": (3, 3, 14, 0, 1),
+    "CNTVCT_EL0": (3, 3, 14, 0, 2),
     "VMPIDR_EL2": (3, 4, 0, 0, 5),
     "HCR_EL2": (3, 4, 1, 1, 0),
+    "CPTR_EL2": (3, 4, 1, 1, 2),
     "VTTBR_EL2": (3, 4, 2, 1, 0),
     "VTCR_EL2": (3, 4, 2, 1, 2),
     "HPFAR_EL2": (3, 4, 6, 0, 4),
     "TPIDR_EL2": (3, 4, 13, 0, 2),
+    "CNTHCTL_EL2": (3, 4, 14, 1, 0),
+    "CNTVOFF_EL2": (3, 4, 14, 0, 3),
     "SCR_EL3": (3, 6, 1, 1, 0),
 }
 
@@ -109,7 +115,7 @@ class Engine:
     def batch(
         self, registers: Sequence[int], addresses: Sequence[int]
     ) -> tuple[Callable[[], None], Callable[[], None]]:
-        """A (read, write) pair that moves `registers` from and to the 64-bit cells at `addresses`."""
+        """A (read, write) pair that moves `registers` from and to cells at `addresses`, of each register's size."""
         n = len(registers)
         ids = (C.c_int * n)(*registers)
         pointers = (C.c_void_p * n)(*addresses)
@@ -135,6 +141,21 @@ class Engine:
 
     def set_sysreg(self, name: str, value: int) -> None:
         self.uc.cpr_write(*SYSREG[name], value)
+
+    def peek(self, encoding: tuple[int, int, int, int, int]) -> int:
+        """A system register by op0, op1, CRn, CRm, op2; 0 where the engine has none."""
+        try:
+            value: int = self.uc.cpr_read(*encoding)
+        except _unicorn.UcError:
+            return 0
+        return value
+
+    def derive(self) -> None:
+        """After PSTATE was set: have the engine derive from it what it keeps apart (EL, PAN, BTYPE, ...).
+
+        Writing any system register does that; TPIDR_EL2 is ours and means nothing.
+        """
+        self.set_sysreg("TPIDR_EL2", 0)
 
     # -- running
 

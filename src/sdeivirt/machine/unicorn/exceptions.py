@@ -4,7 +4,8 @@
 Unicorn stops at every exception and does not enter the guest's vectors. The
 syndrome, the faulting address and the target exception level have no
 interface; they stand in the blob of `uc_context_save`, at a place that
-differs between builds and is found at start-up with a known exception.
+differs between builds and is found at start-up with a known exception. So
+does the word that tells AArch64 from AArch32.
 """
 
 from __future__ import annotations
@@ -33,20 +34,24 @@ class ExceptionNumber(enum.IntEnum):
 
 
 class Syndrome(NamedTuple):
-    """ESR layout, the address for aborts, the level that takes the exception."""
+    """ESR layout, the address for aborts, the level that takes the exception, and whether it came from AArch32."""
 
     esr: int
     address: int
     target_el: int
+    aarch32: bool
 
 
 _LAYOUT = struct.Struct("<IIQI")  # syndrome, fsr, vaddress, target_el in QEMU's CPUARMState.exception
+_STATE = struct.Struct("<QII")  # pc, pstate, aarch64 in CPUARMState
 _SVC_IMMEDIATE = 0x2C5D
 _SCRATCH = 0x8000_0000
+_PSTATE = 0x3C5
+_PSTATE_KEPT = 0x1F  # of PSTATE, what stands there whatever else is kept apart
 
 
-def calibrate() -> int:
-    """The offset of the exception record in a context blob. Raises RuntimeError if it is not found.
+def calibrate() -> tuple[int, int]:
+    """The offsets of exception record and execution state in a context blob. Raises RuntimeError if not found.
 
     An SVC with a rare immediate is executed; its syndrome is looked for in
     the blob, before and after.
@@ -56,40 +61,61 @@ def calibrate() -> int:
     engine.set_sysreg("HCR_EL2", 1 << 31)
     engine.uc.mem_map(_SCRATCH, 0x1000)
     engine.uc.mem_write(_SCRATCH, struct.pack("<I", 0xD400_0001 | _SVC_IMMEDIATE << 5))
-    engine.set(reg.UC_ARM64_REG_PSTATE, 0x3C5)
+    engine.set(reg.UC_ARM64_REG_PSTATE, _PSTATE)
     save, address, size = engine.context_probe()
-    found: list[int] = []
-    wanted = struct.pack("<I", 0x15 << 26 | 1 << 25 | _SVC_IMMEDIATE)
+    exceptions: list[int] = []
+    states: list[int] = []
+
+    def is_exception(blob: bytes, at: int) -> bool:
+        return bool(_LAYOUT.unpack_from(blob, at)[3] == 1)
+
+    def is_state(blob: bytes, at: int) -> bool:
+        _pc, pstate, aarch64 = _STATE.unpack_from(blob, at)
+        return bool(pstate & _PSTATE_KEPT == _PSTATE & _PSTATE_KEPT and aarch64 == 1)
 
     def hook(_uc: int, _number: int, _user: int) -> None:
         save()
         blob = C.string_at(address, size)
-        at = blob.find(wanted)
-        while at >= 0:
-            if at % 8 == 0 and at + _LAYOUT.size <= size and _LAYOUT.unpack_from(blob, at)[3] == 1:
-                found.append(at)
-            at = blob.find(wanted, at + 1)
+        syndrome = struct.pack("<I", 0x15 << 26 | 1 << 25 | _SVC_IMMEDIATE)
+        exceptions.extend(at for at in _all(blob, syndrome, _LAYOUT.size) if is_exception(blob, at))
+        states.extend(at for at in _all(blob, struct.pack("<Q", _SCRATCH + 4), _STATE.size) if is_state(blob, at))
         engine.stop()
 
     engine.on_interrupt(hook)
     engine.run(_SCRATCH)
-    if len(found) != 1:
-        raise RuntimeError(f"this build of Unicorn keeps its exception record where we cannot find it ({found})")
-    return found[0]
+    if len(exceptions) != 1 or len(states) != 1:
+        raise RuntimeError(
+            f"this build of Unicorn keeps its exception record where we cannot find it ({exceptions}, {states})"
+        )
+    return exceptions[0], states[0]
+
+
+def _all(blob: bytes, wanted: bytes, room: int) -> list[int]:
+    """Where something stands in a blob, aligned and with room behind it."""
+    return [at for at in range(0, len(blob) - room + 1, 8) if blob.startswith(wanted, at)]
 
 
 class SyndromeReader:
-    """Reads the last exception of one engine."""
+    """Reads the last exception of one engine, and in which state it executes."""
 
-    _offset: int | None = None
+    _offsets: tuple[int, int] | None = None
 
     def __init__(self, engine: Engine) -> None:
-        if SyndromeReader._offset is None:
-            SyndromeReader._offset = calibrate()
+        if SyndromeReader._offsets is None:
+            SyndromeReader._offsets = calibrate()
         self._save, address, _size = engine.context_probe()
-        self._at = address + SyndromeReader._offset
+        self._exception = address + SyndromeReader._offsets[0]
+        self._state = address + SyndromeReader._offsets[1]
 
     def read(self) -> Syndrome:
         self._save()
-        esr, _fsr, address, target_el = _LAYOUT.unpack(C.string_at(self._at, _LAYOUT.size))
-        return Syndrome(esr, address, target_el)
+        esr, _fsr, address, target_el = _LAYOUT.unpack(C.string_at(self._exception, _LAYOUT.size))
+        return Syndrome(esr, address, target_el, self._aarch32())
+
+    def aarch32(self) -> bool:
+        """Whether the engine executes AArch32: its registers have no interface then."""
+        self._save()
+        return self._aarch32()
+
+    def _aarch32(self) -> bool:
+        return not _STATE.unpack(C.string_at(self._state, _STATE.size))[2]

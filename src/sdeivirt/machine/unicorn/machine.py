@@ -4,26 +4,31 @@
 from __future__ import annotations
 
 import mmap
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...cpu import M64, CpuFeatures
-from ...errors import UsageError
+from ...errors import StateError, UsageError
+from ...migration.sections import Section
 from ...sdei.model import bits
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
 from ..base import RAM_BASE, UART_BASE, ExitReason, MachineConfig
+from ..dirty import DirtyLog
 from ..images import GuestImage, read_image
 from ..pl011 import Pl011
 from ..report import FaultReport
 from ..threaded import ThreadedMachine
-from . import stub
+from . import moving, stub
 from .binding import Engine, EngineError
+from .errands import Errands
 from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
-from .stage2 import Stage2
+from .stage2 import NORESERVE, Translation
+from .state import BootRecord
+from .sysregs import RegisterWriter
+from .turns import Turns
 from .vcpu import UnicornVcpu, VcpuState
 
 __all__ = ["UnicornMachine"]
@@ -42,13 +47,15 @@ class UnicornMachine(ThreadedMachine):
         self.ram_size = config.memory
         try:
             # Reserved, not touched: memory costs what the guest uses.
-            self.ram = mmap.mmap(-1, config.memory, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+            self.ram = mmap.mmap(-1, config.memory, flags=NORESERVE)
         except OSError as error:
             raise UsageError(
                 f"this host has no {config.memory >> 20} MiB to give", "choose a smaller --memory"
             ) from error
         self._memory = memoryview(self.ram)
-        self.stage2 = Stage2(RAM_BASE, config.memory, (UART_BASE,))
+        self.translation = Translation(RAM_BASE, config.memory, (UART_BASE,))
+        self.dirty = DirtyLog(self.translation.stage2, RAM_BASE, config.memory)
+        self.register_writer = RegisterWriter()
         self.uart = Pl011(lambda data: self.console(data))
         super().__init__(config, _probe_features())
         self._scheduler: Scheduler
@@ -59,17 +66,25 @@ class UnicornMachine(ThreadedMachine):
         self.vcpus = [UnicornVcpu(self, pe) for pe in self.firmware.pes]
         self.on_slice: Callable[[int, int], None] | None = None  # (vCPU, PC) before each slice
         self._image: GuestImage | None = None
+        self._boot_record: BootRecord | None = None  # the image as it is sent, made when it is needed
         self._kicked: deque[int] = deque()  # bitmaps; appended by any thread
-        self._queue: deque[UnicornVcpu] = deque()  # runnable, in turn
-        self._early = 0  # those that stand in the queue before their turn, as a bitmap
-        self._in_turn = True  # the last slice was not given to one of them
+        self.turns = Turns()
+        self.counter_offset = 0  # CNTVOFF_EL2
+        self._counter: int | None = None  # what the guest's counter goes on from when vCPUs run again
         self._wake = threading.Event()
         self._command = threading.Condition()
+        self._errands = Errands(self._command, self._interrupt)
+        self._incoming = False
         self._pause = False
         self._reset = False
         self._stuck: tuple[int, str] | None = None
 
     # -- the contract
+
+    @property
+    def state(self) -> str:
+        state = super().state
+        return "incoming" if self._incoming and state == "created" else state
 
     @property
     def scheduler(self) -> str:
@@ -83,7 +98,17 @@ class UnicornMachine(ThreadedMachine):
     def start(self) -> None:
         if self._image is not None and self._thread is None:
             self._boot()
-        self._start_thread(self._image is not None)
+        self._begin(self._image is not None)
+
+    def _may_load(self) -> None:
+        super()._may_load()
+        if self._incoming:
+            raise StateError("another guest is on its way into this machine", "start one machine for each")
+
+    def _begin(self, loaded: bool) -> None:
+        if loaded and self._thread is None:
+            self._errands.open()
+        self._start_thread(loaded)
 
     def pause(self) -> None:
         with self._command:
@@ -99,8 +124,8 @@ class UnicornMachine(ThreadedMachine):
 
     @property
     def waited_for(self) -> bool:
-        """Whether somebody waits for this machine's thread, to pause or to end; one that holds it up must let go."""
-        return self._pause or self._ending is not None
+        """Whether somebody waits for this machine's thread, to pause say; one that holds it up must let go."""
+        return self._pause or self._ending is not None or bool(self._errands)
 
     def choose_slices(self, lengths: Sequence[int]) -> None:
         """Have the seeded scheduler choose from these lengths, in instructions. Raises UsageError without a seed."""
@@ -156,10 +181,14 @@ class UnicornMachine(ThreadedMachine):
         assert image is not None
         for address, content in image.segments:
             self.ram[address - RAM_BASE : address - RAM_BASE + len(content)] = content
-        tree = build_devicetree(self.config, [pe.affinity for pe in self.firmware.pes])
+        tree = self.devicetree()
         at = image.place(len(tree), RAM_BASE, RAM_BASE + self.ram_size)
         self.ram[at - RAM_BASE : at - RAM_BASE + len(tree)] = tree
         self._devicetree = at
+
+    def devicetree(self) -> bytes:
+        """What tells the guest of this machine."""
+        return build_devicetree(self.config, [pe.affinity for pe in self.firmware.pes])
 
     def _clear_ram(self) -> None:
         # MADV_DONTNEED gives private anonymous memory back; it reads as zeroes again.
@@ -171,7 +200,7 @@ class UnicornMachine(ThreadedMachine):
         with self.lock:
             self.firmware.psci.power[0] = Power.ON_PENDING
         self.vcpus[0].start(image.entry, self._devicetree)
-        self._queue.append(self.vcpus[0])
+        self.turns.append(self.vcpus[0])
 
     # -- what PSCI decides; called with the lock held, from a vCPU's hook
 
@@ -181,7 +210,7 @@ class UnicornMachine(ThreadedMachine):
     def cpu_on(self, index: int, entry: int, context_id: int) -> None:
         vcpu = self.vcpus[index]
         vcpu.start(entry, context_id)
-        self._queue.append(vcpu)
+        self.turns.append(vcpu)
         self._scheduler.limit_slice()
 
     def cpu_off(self, index: int) -> None:
@@ -242,6 +271,88 @@ class UnicornMachine(ThreadedMachine):
         self._stuck = (index, f"the handler of event {event:#x} has run for more than {limit:g} s")
         self._interrupt()
 
+    def hold(self, vcpu: UnicornVcpu, seconds: float) -> None:
+        """The vCPU that runs is not to go on for that long."""
+        self.turns.hold(vcpu, seconds)
+
+    # -- moving
+
+    @property
+    def schedule(self) -> Scheduler:
+        """What chooses the vCPU that runs next."""
+        return self._scheduler
+
+    @property
+    def boot(self) -> BootRecord | None:
+        """The guest's image as it is sent, if the guest can start again."""
+        if self._boot_record is None and self._image is not None and self.config.restart:
+            self._boot_record = BootRecord.of(self._image)
+        return self._boot_record
+
+    def prepare_save(self) -> None:
+        _ = self.boot
+
+    def start_dirty_log(self) -> None:
+        def start() -> None:
+            self.dirty.start()
+            self._forget_rights()
+
+        self._errands.make(start)
+
+    def collect_dirty(self) -> bytearray:
+        def collect() -> bytearray:
+            dirty = self.dirty.collect()
+            self._forget_rights()
+            return dirty
+
+        return self._errands.make(collect)
+
+    def _forget_rights(self) -> None:
+        # Each engine flushes its TLB before it runs again; none runs now, so pages can be read at once.
+        for vcpu in self.vcpus:
+            vcpu.forget_rights()
+
+    def stop_dirty_log(self) -> None:
+        def stop() -> None:
+            self.dirty.stop()
+            self.turns.let_go(all_of_them=True)
+
+        self._errands.make(stop)
+
+    def limit_dirtying(self, pages_per_second: int | None) -> None:
+        def limit() -> None:
+            self.dirty.limit(pages_per_second)
+            self.turns.let_go(all_of_them=True)
+
+        self._errands.make(limit)
+
+    def _save_engine(self) -> list[Section]:
+        """As the contract says. Raises StateError also where a vCPU executes AArch32 code."""
+        return self._errands.make(lambda: moving.save(self))
+
+    def start_incoming(self) -> None:
+        self._may_load()
+        if self._image is not None:
+            raise StateError("a guest has been loaded already", "start one machine for each")
+        for vcpu in self.vcpus[:_PREPARED]:
+            vcpu.prepare()
+        self._incoming = True
+
+    def _load_engine(self, sections: Sequence[Section]) -> None:
+        moving.load(self, sections)
+        self._pause = self._paused = True
+        self._incoming = False
+        self._begin(True)
+
+    def remember(self, image: GuestImage, record: BootRecord) -> None:
+        """The guest that has come starts again with this image."""
+        self._image, self._boot_record = image, record
+
+    def come_from(self, counter: int, kicked: int) -> None:
+        """The guest has come with a counter, and with kicks that its vCPUs have not seen; others follow from events."""
+        self._counter = counter
+        self._kicked.append(kicked | self.firmware.take_kicks())
+
     # -- the thread
 
     def _work(self) -> None:
@@ -249,10 +360,12 @@ class UnicornMachine(ThreadedMachine):
             self._loop()
         finally:
             self.uart.flush()
+            self._errands.close()
 
     def _loop(self) -> None:
         scheduler = self._scheduler
-        queue = self._queue
+        turns = self.turns
+        queue = turns.queue
         while True:
             # Order matters: a request made after this line stops the next slice at its first block.
             scheduler.clear_stop()
@@ -260,6 +373,8 @@ class UnicornMachine(ThreadedMachine):
                 return
             if self._reset:
                 self._restart()
+            if self._errands:
+                self._errands.run()
             if self._pause:
                 self._park()
                 continue
@@ -268,29 +383,31 @@ class UnicornMachine(ThreadedMachine):
                 continue
             if self._kicked:
                 self._serve_kicks()
+            if turns.held:
+                turns.let_go()
             if not queue:
                 if all(vcpu.state is VcpuState.OFF for vcpu in self.vcpus):
                     self._ending = ExitReason.ALL_OFF
                     return
                 self.uart.flush()
                 self._wake.clear()
-                if not (self._kicked or self._pause or self._ending or self._stuck):
-                    self._wake.wait()
+                if not (self._kicked or self._pause or self._ending or self._stuck or self._errands):
+                    self._wake.wait(turns.next_due())
                 continue
             vcpu = scheduler.pick(queue)
-            self._in_turn = not self._early & vcpu.pe.bit
-            self._early &= ~vcpu.pe.bit
+            turns.begin(vcpu)
             if vcpu.state is VcpuState.RUNNABLE:
                 if self.on_slice is not None:
                     self.on_slice(vcpu.pe.index, vcpu.pc)
-                scheduler.run(vcpu, rivals=len(queue) - 1)
-            # To the end of the queue, or out of it.
-            if queue[0] is vcpu:
-                queue.popleft()
-            else:
-                queue.remove(vcpu)
-            if vcpu.state is VcpuState.RUNNABLE:
-                queue.append(vcpu)
+                scheduler.run(vcpu, rivals=len(queue) + len(turns.held) - 1)
+            turns.end(vcpu)
+
+    def pending_kicks(self) -> int:
+        """Which vCPUs have been kicked, and have not looked yet; they still will."""
+        kicks = 0
+        for bitmap in tuple(self._kicked):
+            kicks |= bitmap
+        return kicks
 
     def _serve_kicks(self) -> None:
         kicks = 0
@@ -300,44 +417,57 @@ class UnicornMachine(ThreadedMachine):
             vcpu = self.vcpus[index]
             if vcpu.state is VcpuState.RUNNABLE:
                 vcpu.deliver()
-                if self._in_turn and self._queue[0] is not vcpu:
-                    self._queue.remove(vcpu)
-                    self._enqueue(vcpu)
+                self.turns.hurry(vcpu)
             elif vcpu.state is VcpuState.WAITING:
                 vcpu.deliver()
                 vcpu.state = VcpuState.RUNNABLE
-                self._enqueue(vcpu)
+                self.turns.woken(vcpu)
             elif vcpu.state is VcpuState.SUSPENDED:
                 vcpu.state = VcpuState.RUNNABLE  # begins at the address it gave to CPU_SUSPEND
-                self._enqueue(vcpu)
-
-    def _enqueue(self, vcpu: UnicornVcpu) -> None:
-        """Let a vCPU that was kicked go first; not twice in a row: two that kick each other would starve the rest."""
-        if self._in_turn:
-            self._queue.appendleft(vcpu)
-            self._early |= vcpu.pe.bit
-        else:
-            self._queue.append(vcpu)
+                self.turns.woken(vcpu)
 
     def _park(self) -> None:
         self.uart.flush()
         with self._command:
+            if self._counter is None:
+                self._counter = self.any_engine().sysreg("CNTVCT_EL0")
             self._paused = True
             self._command.notify_all()
-            self._command.wait_for(lambda: not self._pause or self._ending is not None)
+            while self._pause and self._ending is None:
+                self._errands.run()
+                self._command.wait_for(lambda: not self._pause or self._ending is not None or bool(self._errands))
             self._paused = False
+        self._go_on_counting()
+
+    # -- the guest's clock stands still while the machine is paused, and while the guest is on its way
+
+    @property
+    def counter(self) -> int:
+        """What CNTVCT_EL0 goes on from. The machine is paused."""
+        assert self._counter is not None
+        return self._counter
+
+    def _go_on_counting(self) -> None:
+        self.counter_offset = self.any_engine().sysreg("CNTPCT_EL0") - self.counter & M64
+        self._counter = None
+        for vcpu in self.vcpus:
+            vcpu.follow_counter()
+
+    def any_engine(self) -> Engine:
+        """An engine, to ask for what they have in common."""
+        return next((vcpu for vcpu in self.vcpus if vcpu.started), self.vcpus[0]).engine
 
     def _restart(self) -> None:
         """PSCI SYSTEM_RESET: the guest is loaded again and everything starts over."""
         self._reset = False
-        self._early, self._in_turn = 0, True
-        self._queue.clear()
+        self.turns.clear()
         self._kicked.clear()
         with self.lock:
             self.firmware.sdei.reset()
             self.firmware.psci.reset()
         self._clear_ram()
         self._place()
+        self.dirty.mark(RAM_BASE, self.ram_size)
         for vcpu in self.vcpus:
             vcpu.forget_code()
         self._boot()
@@ -353,11 +483,11 @@ class UnicornMachine(ThreadedMachine):
         return faults
 
 
+_PREPARED = 8  # how many engines are made before a guest comes: each takes some 6 ms
 _DOING = {
     VcpuState.RUNNABLE: "running",
     VcpuState.WAITING: "waiting for an event (WFI)",
 }
-_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def _probe_features() -> CpuFeatures:

@@ -22,6 +22,11 @@ from .vcpu import UnicornVcpu
 __all__ = ["DeterministicScheduler", "FastScheduler", "Scheduler"]
 
 
+# random.Random's state: a version, the words of a Mersenne twister, and an index.
+_VERSION = 3
+_TWISTER = 624
+
+
 class Scheduler(Protocol):
     name: str
 
@@ -42,6 +47,15 @@ class Scheduler(Protocol):
 
     def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
         """Run it for its slice; `rivals` others could run."""
+
+    def unhindered(self) -> None:
+        """Nothing but its end is to stop what an engine runs next. On the machine's thread, between two slices."""
+
+    def state(self) -> list[int]:
+        """What its choices to come depend on, for :meth:`restore`; empty where that is nothing."""
+
+    def restore(self, state: list[int]) -> None:
+        """Go on as the one that gave this state. Raises ValueError, with what is wrong about it."""
 
 
 class FastScheduler:
@@ -76,6 +90,17 @@ class FastScheduler:
     def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
         self._control.budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
         vcpu.run()
+
+    def unhindered(self) -> None:
+        self._control.budget = self.FOREVER
+        self._control.flag = 0
+
+    def state(self) -> list[int]:
+        return []
+
+    def restore(self, state: list[int]) -> None:
+        if state:
+            raise ValueError("has a seeded schedule, and this machine has no seed")
 
 
 class DeterministicScheduler:
@@ -113,3 +138,27 @@ class DeterministicScheduler:
             vcpu.run(self.SLICES[-1] if rivals else self.LONG)
         else:
             vcpu.run(self._random.choice(self.SLICES))
+
+    def unhindered(self) -> None:
+        """Nothing: slices are counted by the engine."""
+
+    def state(self) -> list[int]:
+        if self._random is None:
+            return []
+        version, words, _gauss = self._random.getstate()
+        return [version, *words]
+
+    def restore(self, state: list[int]) -> None:
+        if self._random is None or not state:
+            if state or self._random is not None:
+                raise ValueError("is of a machine with a seed, and this one has none, or the other way round")
+            return
+        version, *words = state
+        if (
+            version != _VERSION
+            or len(words) != _TWISTER + 1
+            or not all(0 <= word < 1 << 32 for word in words)
+            or words[-1] > _TWISTER
+        ):
+            raise ValueError("has a seeded schedule that cannot be")
+        self._random.setstate((version, tuple(words), None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One vCPU: an engine, the window on its registers, and what happens when it traps."""
+"""One vCPU: an engine, and what happens when it traps."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...cpu import (
-    CONTEXT_REGISTERS,
     ESR_IL,
     ESR_WNR,
     PC,
     PSTATE,
     PSTATE_DAIF,
-    PSTATE_NZCV,
     SCTLR,
     SYNCHRONOUS_EXTERNAL_ABORT,
     MODE_EL1h,
     synchronous_vector,
 )
+from ...errors import StateError
 from ...sdei.model import Pe
+from ..base import PAGE_SIZE
 from ..disassembly import around
 from ..report import FaultReport
-from .binding import CpReg, Engine, X
+from . import traps
+from .binding import CpReg, Engine, Q, X
 from .binding import arm64_const as reg
-from .exceptions import ExceptionNumber, SyndromeReader
+from .exceptions import ExceptionNumber, Syndrome, SyndromeReader
+from .state import Q_BYTES, Registers
+from .sysregs import RegisterReader
+from .view import UnicornView
 
 if TYPE_CHECKING:
     from .machine import UnicornMachine
 
-__all__ = ["UnicornView", "UnicornVcpu", "VcpuState"]
-
-_LIVE_PSTATE = 21  # PSTATE as the engine has it, for banking SP
-_CELLS = 22
-# Flags and interrupt masks are all of PSTATE that the engine derives nothing from; but from D, whether it steps.
-_PSTATE_D = 1 << 9
-_DERIVED_FROM = ~(PSTATE_NZCV | PSTATE_DAIF) | _PSTATE_D
+__all__ = ["UnicornVcpu", "VcpuState"]
 
 _UNDEFINED = int(ExceptionNumber.UNDEFINED)
+_DATA_ABORT = int(ExceptionNumber.DATA_ABORT)
 _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
 
+EC_UNKNOWN = 0x00
 EC_WFX = 0x01
+EC_SYSTEM_REGISTER = 0x18
 EC_INSTRUCTION_ABORT = 0x20
+_FSC_CLASS = 0x3C
+_PERMISSION = 0x0C  # a fault of which level is in the bits below
+_AARCH32 = "it executes AArch32 code, which machine unicorn cannot do"
 SCTLR_M = 1
+PSTATE_SP = 1
 
 
 class VcpuState(enum.Enum):
@@ -55,69 +60,6 @@ class VcpuState(enum.Enum):
     FAULTED = "faulted"
 
 
-class UnicornView:
-    """The :class:`~sdeivirt.cpu.RegisterView` of an engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._cells = (C.c_uint64 * _CELLS)()
-        self.x = memoryview(self._cells).cast("B").cast("Q")
-        self.context = memoryview(self._cells).cast("B")[: CONTEXT_REGISTERS * 8]
-        cell = [C.addressof(self._cells) + 8 * i for i in range(_CELLS)]
-        self._sctlr = CpReg.of("SCTLR_EL1")
-        at_sctlr = C.addressof(self._sctlr)
-        # The engine caches what it derives from PSTATE (EL, PAN, BTYPE, ...). Writing any
-        # system register makes it derive that anew; TPIDR_EL2 is ours and means nothing.
-        self._rederive = CpReg.of("TPIDR_EL2")
-        pc, pstate, cp = reg.UC_ARM64_REG_PC, reg.UC_ARM64_REG_PSTATE, reg.UC_ARM64_REG_CP_REG
-        self.fetch_call, _ = engine.batch([*X[:6], pstate], [*cell[:6], cell[_LIVE_PSTATE]])
-        self._fetch_rest, _ = engine.batch([*X[4:18], pc, pstate, cp], [*cell[4:20], at_sctlr])
-        self._fetch_all, _ = engine.batch([*X[:18], pc, pstate, cp], [*cell[:20], at_sctlr])
-        _, self.flush_result = engine.batch(X[:4], cell[:4])
-        _, self._flush = engine.batch([*X[:18], pc, pstate], cell[:20])
-        _, self._flush_rederive = engine.batch([*X[:18], pc, pstate, cp], [*cell[:20], C.addressof(self._rederive)])
-
-    def fetch_all(self) -> None:
-        self._fetch_all()
-        x = self.x
-        x[SCTLR] = self._sctlr.val
-        x[_LIVE_PSTATE] = x[PSTATE]
-
-    def fetch_rest(self) -> None:
-        self._fetch_rest()
-        x = self.x
-        x[SCTLR] = self._sctlr.val
-        x[_LIVE_PSTATE] = x[PSTATE]
-
-    def flush_context(self) -> None:
-        x = self.x
-        pstate = x[PSTATE]
-        changed = pstate ^ x[_LIVE_PSTATE]
-        if changed & _DERIVED_FROM:
-            self._flush_rederive()
-            if changed & 1:
-                self._bank_sp(bool(pstate & 1))
-        else:
-            self._flush()
-        x[_LIVE_PSTATE] = pstate
-
-    def _bank_sp(self, to_sp_el1: bool) -> None:
-        """SP changes between SP_EL0 and SP_EL1; the engine does that only for its own instructions."""
-        engine = self._engine
-        old, new = reg.UC_ARM64_REG_SP_EL0, reg.UC_ARM64_REG_SP_EL1
-        if not to_sp_el1:
-            old, new = new, old
-        engine.set(old, engine.get(reg.UC_ARM64_REG_SP))
-        engine.set(reg.UC_ARM64_REG_SP, engine.get(new))
-
-    def vbar_el1(self) -> int:
-        return self._engine.sysreg("VBAR_EL1")
-
-    def set_exception_return(self, elr: int, spsr: int) -> None:
-        self._engine.set_sysreg("ELR_EL1", elr)
-        self._engine.set_sysreg("SPSR_EL1", spsr)
-
-
 class UnicornVcpu:
     """A vCPU of a :class:`~.machine.UnicornMachine`. All but `start` runs on the machine's thread."""
 
@@ -126,26 +68,28 @@ class UnicornVcpu:
         self.pe = pe
         self.state = VcpuState.OFF
         self.fault: FaultReport | None = None
-        self._start: tuple[int, int] | None = None
+        self.pending: tuple[int, int] | None = None  # where it begins when its turn comes, and x0
+        self.last_vector = -1  # where the last exception was taken to
         self._engine: Engine | None = None
-        self._last_vector = -1
+        self._stale = False  # stage 2 has taken rights away since the engine last ran
+        self._moving = False  # what runs is ours, not the guest's
 
     # -- power
 
     def start(self, entry: int, x0: int) -> None:
         """Have the vCPU begin at `entry`, when its turn comes: EL1h, masked, MMU off, x0 as given."""
-        self._start = (entry, x0)
+        self.pending = (entry, x0)
         self.state = VcpuState.RUNNABLE
 
     @property
     def started(self) -> bool:
-        """Whether it has ever run."""
-        return self._engine is not None
+        """Whether it has begun to run."""
+        return self._engine is not None and self.pending is None
 
     @property
     def pc(self) -> int:
         """Where it goes on."""
-        return self._start[0] if self._start is not None else self.engine.get(reg.UC_ARM64_REG_PC)
+        return self.pending[0] if self.pending is not None else self.engine.get(reg.UC_ARM64_REG_PC)
 
     def forget_code(self) -> None:
         """The host has rewritten memory: translations are void."""
@@ -162,41 +106,61 @@ class UnicornVcpu:
     def _make(self) -> Engine:
         machine = self.machine
         engine = Engine()
-        # Non-secure, HVC enabled, EL2 is AArch64: without this Unicorn takes EL1 for AArch32.
-        engine.set_sysreg("SCR_EL3", 0x501)
+        engine.set_sysreg("SCR_EL3", traps.SCR)
+        engine.set_sysreg("CPTR_EL2", traps.CPTR)
+        engine.set_sysreg("CNTHCTL_EL2", traps.CNTHCTL)
         engine.map_host_memory(machine.ram_base, machine.ram)
         engine.map_device(
             machine.uart_base, 0x1000, self._guarded(machine.uart.read), self._guarded(machine.uart.write)
         )
-        machine.stage2.enable(engine)
+        machine.translation.enable(engine)
         engine.set_sysreg("VMPIDR_EL2", 1 << 31 | self.pe.affinity)
         self.view = UnicornView(engine)
         self._syndrome = SyndromeReader(engine)
+        self._hpfar = CpReg.of("HPFAR_EL2")
+        self._fetch_hpfar, _ = engine.batch([reg.UC_ARM64_REG_CP_REG], [C.addressof(self._hpfar)])
+        self._q = (C.c_char * Q_BYTES)()
+        at = C.addressof(self._q)
+        self._fetch_q, self._flush_q = engine.batch(Q, [at + 16 * i for i in range(len(Q))])
+        self._system = RegisterReader(engine)
+        machine.register_writer.enable(engine)
         self._pristine = engine.save()
         machine.prepare(engine)
         engine.on_interrupt(self._hook())
         return engine
 
-    def _power_up(self, entry: int, x0: int) -> None:
+    def _reset(self) -> Engine:
         engine = self.engine
         engine.restore(self._pristine)
         engine.flush_tlb()
+        engine.set_sysreg("CNTVOFF_EL2", self.machine.counter_offset)
+        self.last_vector = -1
+        return engine
+
+    def _power_up(self, entry: int, x0: int) -> None:
+        engine = self._reset()
         engine.set(reg.UC_ARM64_REG_PSTATE, PSTATE_DAIF | MODE_EL1h)
         engine.set(reg.UC_ARM64_REG_X0, x0)
         engine.set(reg.UC_ARM64_REG_PC, entry)
-        engine.set_sysreg("TPIDR_EL2", 0)
-        self._last_vector = -1
+        engine.derive()
+
+    def forget_rights(self) -> None:
+        """Stage 2 has taken rights away: what the engine remembers of it is void. Between two slices."""
+        self._stale = self._engine is not None
 
     # -- running
 
     def run(self, count: int = 0) -> None:
         """Run until something stops the engine; never raises for what the guest does."""
         machine = self.machine
-        if self._start is not None:
-            self._power_up(*self._start)
-            self._start = None
+        if self.pending is not None:
+            self._power_up(*self.pending)
+            self.pending = None
             machine.vcpu_started(self)
         engine = self.engine
+        if self._stale:
+            engine.flush_tlb()
+            self._stale = False
         error = engine.run(engine.get(reg.UC_ARM64_REG_PC), count)
         if error and self.state is not VcpuState.FAULTED:
             self.stop_faulted(f"the engine gave up with Unicorn error {error}")
@@ -204,8 +168,11 @@ class UnicornVcpu:
     def deliver(self) -> None:
         """The vCPU was kicked: let it take an event, if there is one for it."""
         machine = self.machine
-        if self._start is not None:
+        if self.pending is not None:
             return  # it looks when it has begun; until then it is masked anyway
+        if self._syndrome.aarch32():
+            self.stop_faulted(f"an event is to be delivered, and {_AARCH32}")
+            return
         with machine.lock:
             machine.firmware.deliver(self.pe, self.view)
             kicks = machine.firmware.take_kicks()
@@ -261,19 +228,45 @@ class UnicornVcpu:
 
     def _exception(self, number: int) -> None:
         syndrome = self._syndrome.read()
-        ec = syndrome.esr >> 26
-        if number == _UNDEFINED and syndrome.target_el == 2 and ec == EC_WFX:
-            # WFI traps (HCR_EL2.TWI) with PC on it. Nothing but an event can wake this vCPU.
-            engine = self.engine
-            engine.set(reg.UC_ARM64_REG_PC, engine.get(reg.UC_ARM64_REG_PC) + 4)
+        if self._moving:
+            self.engine.stop()
+        elif syndrome.aarch32:
+            self.stop_faulted(f"exception {number}, and {_AARCH32}")
+        elif syndrome.target_el == 1:
+            self._take(number, syndrome.esr, syndrome.address)
+        elif number == _UNDEFINED:
+            self._trap(syndrome.esr)
+        elif number != _DATA_ABORT or not self._written(syndrome):
+            # A stage-2 fault: there is nothing at that address. The bus would say so.
+            ec = syndrome.esr >> 26
+            esr = (ec << 26) | ESR_IL | (syndrome.esr & ESR_WNR) | SYNCHRONOUS_EXTERNAL_ABORT
+            self._take(number, esr, syndrome.address)
+
+    def _trap(self, esr: int) -> None:
+        """An instruction that is EL2's to carry out: PC is on it."""
+        engine = self.engine
+        ec = esr >> 26
+        if ec == EC_WFX:
+            # WFI (HCR_EL2.TWI). Nothing but an event can wake this vCPU.
             self.state = VcpuState.WAITING
             engine.stop()
+        elif ec != EC_SYSTEM_REGISTER or not traps.read_trapped(engine, traps.Access.of(esr)):
+            self._take(_UNDEFINED, EC_UNKNOWN << 26 | ESR_IL, 0)
             return
-        esr = syndrome.esr
-        if syndrome.target_el == 2:
-            # A stage-2 fault: there is nothing at that address. The bus would say so.
-            esr = (ec << 26) | ESR_IL | (esr & ESR_WNR) | SYNCHRONOUS_EXTERNAL_ABORT
-        self._take(number, esr, syndrome.address)
+        engine.set(reg.UC_ARM64_REG_PC, engine.get(reg.UC_ARM64_REG_PC) + 4)
+
+    def _written(self, syndrome: Syndrome) -> bool:
+        """Whether a data abort is a write that the dirty log waits for; the vCPU tries it again, now or later."""
+        if not syndrome.esr & ESR_WNR or syndrome.esr & _FSC_CLASS != _PERMISSION:
+            return False
+        machine = self.machine
+        wait = machine.dirty.delay(self.pe.index)
+        if wait:
+            machine.hold(self, wait)
+            self.engine.stop()
+            return True
+        self._fetch_hpfar()
+        return machine.dirty.written((self._hpfar.val >> 4) * PAGE_SIZE + syndrome.address % PAGE_SIZE)
 
     def _take(self, number: int, esr: int, address: int) -> None:
         """Take an exception to EL1, as the architecture does. Arm ARM AArch64.TakeException."""
@@ -289,7 +282,7 @@ class UnicornVcpu:
         if number not in _NUMBERS:
             self.stop_faulted(where)
             return
-        if pc == self._last_vector:
+        if pc == self.last_vector:
             self.stop_faulted(f"{where}: the first instruction of the exception vector faults, for ever")
             return
         from_el1 = bool(pstate & 0xC)
@@ -300,7 +293,7 @@ class UnicornVcpu:
         if not x[SCTLR] & SCTLR_M and not self.machine.in_ram(vector):
             self.stop_faulted(f"{where}, and the guest has set up no exception vectors (VBAR_EL1 is {vbar:#x})")
             return
-        self._last_vector = vector
+        self.last_vector = vector
         engine = self.engine
         engine.set_sysreg("ESR_EL1", esr)
         if abort:
@@ -309,6 +302,57 @@ class UnicornVcpu:
         x[PSTATE] = self.pe.features.exception_entry(pstate, x[SCTLR])
         x[PC] = vector
         view.flush_context()
+
+    # -- moving; between two slices
+
+    def prepare(self) -> None:
+        """Registers will be set soon: do what takes long."""
+        self.set_registers(self.registers())
+
+    def follow_counter(self) -> None:
+        """The guest's counter has another offset."""
+        if self._engine is not None:
+            self._engine.set_sysreg("CNTVOFF_EL2", self.machine.counter_offset)
+
+    def registers(self) -> Registers:
+        """All that EL1 and EL0 have. Raises StateError where they execute AArch32 code."""
+        engine = self.engine
+        if self._syndrome.aarch32():
+            raise StateError(f"vCPU {self.pe.index} cannot be written down: {_AARCH32}")
+        pstate = engine.get(reg.UC_ARM64_REG_PSTATE)
+        stacks = [engine.get(reg.UC_ARM64_REG_SP_EL0), engine.get(reg.UC_ARM64_REG_SP_EL1)]
+        stacks[pstate & PSTATE_SP] = engine.get(reg.UC_ARM64_REG_SP)
+        self._fetch_q()
+        return Registers(
+            x=[engine.get(x) for x in X],
+            sp_el0=stacks[0],
+            sp_el1=stacks[1],
+            pc=engine.get(reg.UC_ARM64_REG_PC),
+            pstate=pstate,
+            q=bytes(self._q),
+            system=self._system.read(),
+        )
+
+    def set_registers(self, registers: Registers) -> None:
+        """Go on with these, which have been checked."""
+        engine = self._reset()
+        self._moving = True
+        try:
+            self.machine.register_writer.write(engine, self.machine.schedule.unhindered, registers.system)
+        finally:
+            self._moving = False
+        C.memmove(self._q, registers.q, Q_BYTES)
+        self._flush_q()
+        for x, value in zip(X, registers.x, strict=True):
+            engine.set(x, value)
+        engine.set(reg.UC_ARM64_REG_PSTATE, registers.pstate)
+        engine.set(reg.UC_ARM64_REG_SP_EL0, registers.sp_el0)
+        engine.set(reg.UC_ARM64_REG_SP_EL1, registers.sp_el1)
+        at_el1h = registers.pstate & PSTATE_SP
+        engine.set(reg.UC_ARM64_REG_SP, registers.sp_el1 if at_el1h else registers.sp_el0)
+        engine.set(reg.UC_ARM64_REG_PC, registers.pc)
+        engine.derive()
+        engine.flush_tlb()
 
     # -- reports
 

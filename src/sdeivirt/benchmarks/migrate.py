@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What moving a running guest costs: against the link, against QEMU's own migration, and for the guest.
+
+The source is a machine of this process, the destination `sdeivirt run
+--incoming` in another. Each figure stands beside its baseline, measured in turn
+with it:
+
+    throughput   of RAM that no trick makes smaller, against a bare socket copy of the same bytes (raw_copy.py)
+    qemu         the same guest that does the same, against two QEMUs alone (plain_migration.py)
+    slow-down    what the guest does while it is moved, against what it does before
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from ..migration.source import SourceOptions
+from . import plain_migration, raw_copy
+from .migrate_destination import Moved, destination, move
+from .migrate_guests import Guest, computer, counter, fill, idle, linux, paced, running, writer
+from .plain_migration import PlainGuest, PlainMigration
+from .qemu import LinuxFiles
+from .report import Row, median
+
+__all__ = ["compression", "first_write_seconds", "measure", "move_once", "slow_down", "throughput"]
+
+MIB = 1 << 20
+LINK_SHARE = 60.0  # per cent of a raw copy that RAM has to reach
+QEMU_RATIO = 1.3
+IDLE_SECONDS = 2.0
+LINK = 125_000_000  # bytes a second: a gigabit
+
+
+def _row(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    baseline: str = "",
+    target: float | None = None,
+    *,
+    at_least: bool = False,
+) -> Row:
+    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least)
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
+def move_once(kind: str, guest: Guest) -> Moved:
+    """Boot a guest and move it."""
+    with destination() as there, running(kind, guest) as machine:
+        return move(machine, there.uri)
+
+
+# -- against the link
+
+
+def throughput(kind: str, scheme: str, size: int, *, copy_first: bool = True) -> tuple[float, Moved]:
+    """Seconds of a raw copy of a guest's RAM, nearly all of it noise, and the migration of the same RAM."""
+    with destination(scheme) as there, running(kind, idle(size)) as machine:
+        fill(machine, size)
+        ram = machine.memory()
+        raw = raw_copy.copy_seconds(ram, scheme) if copy_first else 0.0
+        moved = move(machine, there.uri)
+        if not copy_first:
+            raw = raw_copy.copy_seconds(ram, scheme)
+        del ram
+    return raw, moved
+
+
+def _throughput(kind: str, rounds: int, size: int) -> Iterator[Row]:
+    target = LINK_SHARE if kind == "unicorn" else None
+    for scheme in raw_copy.SCHEMES:
+        pairs = [throughput(kind, scheme, size, copy_first=not i % 2) for i in range(rounds)]
+        link = f"{size // MIB} MiB of noise, {scheme}"
+        rates = [moved.status.bytes / moved.sending for _, moved in pairs]
+        links = [size / raw for raw, _ in pairs]
+        yield _row(f"baseline: raw copy, {link}", [each / 1e6 for each in links], "MB/s")
+        yield _row(f"{link}: first page to the end", [each / 1e6 for each in rates], "MB/s")
+        shares = [100 * each for each in _ratios(rates, links)]
+        yield _row("  that is", shares, "% of raw", "a raw copy, in turn", target, at_least=True)
+        yield _row("  total, handshake and all", [moved.total for _, moved in pairs], "s")
+        yield _row("  downtime", [1000 * moved.downtime for _, moved in pairs], "ms")
+        yield _row("  sent, of RAM's size", [100 * moved.status.bytes / size for _, moved in pairs], "%")
+
+
+def compression(kind: str, size: int, level: int) -> Moved:
+    """RAM full of hexadecimal digits over a gigabit link, at a zstd level (0: none)."""
+    with destination() as there, running(kind, idle(size)) as machine:
+        fill(machine, size, digits=True)
+        return move(machine, there.uri, SourceOptions(bandwidth=LINK, compress=level))
+
+
+def _compression(kind: str, rounds: int, size: int) -> Iterator[Row]:
+    plain = [compression(kind, size, 0) for _ in range(rounds)]
+    packed = [compression(kind, size, 3) for _ in range(rounds)]
+    what = f"{size // MIB} MiB of hexadecimal digits at 1 Gbit/s"
+    yield _row(f"baseline: {what}", [moved.total for moved in plain], "s")
+    yield _row("  with --compress", [moved.total for moved in packed], "s")
+    yield _row("  sent with --compress, of RAM's size", [100 * moved.status.bytes / size for moved in packed], "%")
+
+
+# -- against QEMU
+
+
+def _plain(guest: Guest) -> PlainMigration:
+    return plain_migration.migrate(
+        PlainGuest(guest.image, guest.bootargs, guest.memory, guest.ready, guest.initrd, guest.vcpus)
+    )
+
+
+def _against_qemu(rounds: int, guest: Guest, limit: float | None) -> Iterator[Row]:
+    pairs: list[tuple[PlainMigration, Moved]] = []
+    for i in range(rounds):
+        if i % 2:
+            ours, theirs = move_once("qemu", guest), _plain(guest)
+        else:
+            theirs, ours = _plain(guest), move_once("qemu", guest)
+        pairs.append((theirs, ours))
+    yield _row(f"baseline: {guest.name}: QEMU alone, total", [1000 * each.total for each, _ in pairs], "ms")
+    yield _row("  QEMU alone, downtime", [1000 * each.downtime for each, _ in pairs], "ms")
+    yield _row("  QEMU alone, from STOP here to RESUME there", [1000 * each.stopped for each, _ in pairs], "ms")
+    yield _row("  QEMU alone, sent", [each.bytes / 1e6 for each, _ in pairs], "MB")
+    total = [moved.total for _, moved in pairs]
+    yield _row(f"{guest.name}: total", [1000 * each for each in total], "ms", "", limit and 1000 * limit)
+    yield _row("  that is", _ratios(total, [each.total for each, _ in pairs]), "x", "QEMU alone, in turn", QEMU_RATIO)
+    downtime = [moved.downtime for _, moved in pairs]
+    yield _row("  downtime", [1000 * each for each in downtime], "ms")
+    # QEMU counts whole milliseconds, and of an idle guest none.
+    stopped = [max(each.downtime, each.stopped) for each, _ in pairs]
+    yield _row("  that is", _ratios(downtime, stopped), "x", "QEMU alone, in turn", QEMU_RATIO)
+    yield _row("  sent", [moved.status.bytes / 1e6 for _, moved in pairs], "MB")
+
+
+# -- an idle guest
+
+
+def _idle(kind: str, rounds: int) -> Iterator[Row]:
+    guest = idle()
+    moves = [move_once(kind, guest) for _ in range(rounds)]
+    yield _row(f"{guest.name}: total", [moved.total for moved in moves], "s", "", IDLE_SECONDS)
+    yield _row("  downtime", [1000 * moved.downtime for moved in moves], "ms")
+    yield _row("  sent", [moved.status.bytes / 1e6 for moved in moves], "MB")
+
+
+# -- what the guest loses
+
+
+def slow_down(kind: str, guest: Guest, size: int, seconds: float) -> tuple[float, Moved]:
+    """Per cent that a guest does less while its `size` bytes are moved within so many seconds than before."""
+    with destination() as there, running(kind, guest) as machine:
+        fill(machine, size)
+        count = counter(machine, guest)
+        before = _rate(count, seconds)
+        moved = move(machine, there.uri, SourceOptions(bandwidth=int(size / seconds)), count)
+    return 100 * (1 - moved.counted / moved.running / before), moved
+
+
+def _rate(count: Callable[[], int], seconds: float) -> float:
+    """What it counts a second."""
+    begin, first = time.perf_counter(), count()
+    time.sleep(seconds)
+    last = count()
+    return (last - first) / (time.perf_counter() - begin)
+
+
+def first_write_seconds(kind: str, mib: int, turns: int) -> list[float]:
+    """What the first write to a page costs more than others while writes are noted, each time over all of an arena."""
+    guest = writer("writes", f"mib={mib}", (2 * mib + 32) * MIB)
+    pages = mib * MIB // 4096
+    costs = []
+    with running(kind, guest) as machine:
+        count = counter(machine, guest)
+        other = 1 / _rate(count, 0.2)
+        machine.start_dirty_log()
+        for _ in range(turns):
+            machine.collect_dirty()
+            begin, first = time.perf_counter(), count()
+            while (written := count() - first) < pages:
+                time.sleep(0.001)
+            took = time.perf_counter() - begin
+            costs.append((took - (written - pages) * other) / pages - other)
+    return costs
+
+
+def _guest_s_side(kind: str, rounds: int, quick: bool) -> Iterator[Row]:
+    size, seconds = (32 * MIB, 0.5) if quick else (64 * MIB, 2.0)
+    writing = writer("writes 1,024 pages over and over", "mib=4", 128 * MIB)
+    for guest in (computer(), writing):
+        lost = [slow_down(kind, guest, size, seconds) for _ in range(rounds)]
+        yield _row(
+            f"a guest that {guest.name}: lost while moved", [each for each, _ in lost], "%", "the same guest before"
+        )
+        yield _row("  downtime", [1000 * moved.downtime for _, moved in lost], "ms")
+    costs = first_write_seconds(kind, 4 if quick else 16, 2 if quick else 2 * rounds)
+    yield _row("first write to a page that is watched", [1e6 * cost for cost in costs], "us", "further writes")
+
+
+# -- all of it
+
+
+def measure(
+    kind: str, rounds: int, quick: bool, files: LinuxFiles | None, progress: Callable[[str], None]
+) -> Iterator[Row]:
+    """All figures of a machine; those with Linux only where `files` are given."""
+    size = (64 if quick else 512) * MIB
+    progress("against the link ...")
+    yield from _throughput(kind, rounds, size)
+    progress("compression ...")
+    yield from _compression(kind, max(1, rounds // 2), size // 4)
+    if kind == "qemu":
+        guests: list[tuple[Guest, float | None]] = [(idle(), IDLE_SECONDS), (paced(), None)]
+        if files is not None:
+            guests.append((linux(files.kernel, files.initrd), IDLE_SECONDS))
+        for guest, limit in guests:
+            progress(f"against QEMU's own: {guest.name} ...")
+            yield from _against_qemu(rounds, guest, limit)
+    else:
+        progress("an idle guest ...")
+        yield from _idle(kind, rounds)
+    progress("what the guest loses ...")
+    yield from _guest_s_side(kind, rounds, quick)

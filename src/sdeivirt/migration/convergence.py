@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to stop the guest, and when to hold it up: the policy of pre-copy. It knows neither RAM nor sockets.
+
+Each pass sends the pages that the guest wrote during the one before. What the
+last pass of all sends is sent while the guest is stopped, so it has to fit the
+downtime that is allowed. A guest that writes faster than the link carries never gets
+there by itself: its vCPUs are held up more and more when they begin to write a page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Convergence", "Step"]
+
+PAGE = 4096
+# A pass that leaves more than this part of the pages before it has not brought us nearer.
+_PROGRESS = 0.7
+# Held up for the first time to half of what the link carries, then to half of that, and so on.
+_FIRST = 0.5
+_AGAIN = 0.5
+_LOWEST = 1  # page a second
+_SMOOTH = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is next: stop the guest, or another pass with so many new pages a second at most (None: no limit)."""
+
+    stop: bool
+    limit: int | None
+    expected_downtime: float
+
+
+class Convergence:
+    """Ask :meth:`next` after each pass. `downtime` is in seconds; `overhead` what stopping costs besides pages."""
+
+    def __init__(self, downtime: float, overhead: float = 0.0) -> None:
+        self.downtime = downtime
+        self.overhead = overhead
+        self.rate = 0.0  # pages a second that the link carries
+        self.limit: int | None = None
+        self._before: int | None = None
+
+    def sent(self, pages: int, seconds: float) -> None:
+        """A pass, or a part of it, carried so many pages."""
+        if pages <= 0 or seconds <= 0:
+            return
+        rate = pages / seconds
+        self.rate = rate if not self.rate else self.rate * _SMOOTH + rate * (1 - _SMOOTH)
+
+    def expected(self, dirty: int) -> float:
+        """How long the guest would be stopped if it were now, in seconds."""
+        return self.overhead + (dirty / self.rate if self.rate else 0.0)
+
+    def next(self, dirty: int) -> Step:
+        """After a pass: `dirty` pages were written meanwhile."""
+        expected = self.expected(dirty)
+        before, self._before = self._before, dirty
+        if expected <= self.downtime or not dirty:
+            return Step(True, self.limit, expected)
+        if before is not None and dirty > before * _PROGRESS:
+            wanted = self.rate * _FIRST if self.limit is None else self.limit * _AGAIN
+            self.limit = max(int(wanted), _LOWEST)
+        return Step(False, self.limit, expected)

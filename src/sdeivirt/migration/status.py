@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a migration has got: one record, for people, for JSON and for QMP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+__all__ = ["MigrationStatus", "Progress"]
+
+_INTERVAL = 0.1  # seconds between two reports within one phase
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationStatus:
+    """A migration, from one side.
+
+    `status` has QEMU's names where QEMU has one (qapi/migration.json,
+    MigrationStatus): none, setup, active (the guest runs), device (it is
+    stopped), completed, failed, cancelled; and of our own: undecided (nobody
+    may run the guest before the other side has been heard).
+    `role` is source or destination. Pages are of 4 KiB: `total` of the guest's RAM, `remaining`
+    of the present pass; `plain`, `zero` and `duplicate` were sent as such, all passes together.
+    `bytes` went through the channel; `rate` in bytes a second; times in seconds.
+    `expected_downtime` is what stopping the guest now would cost, `limit` how
+    many new pages a second its vCPUs may begin to write, None if they may as they please.
+    """
+
+    status: str = "none"
+    role: str = "source"
+    uri: str = ""
+    passes: int = 0
+    total: int = 0
+    remaining: int = 0
+    dirty: int = 0
+    plain: int = 0
+    zero: int = 0
+    duplicate: int = 0
+    bytes: int = 0
+    rate: float = 0.0
+    elapsed: float = 0.0
+    downtime: float = 0.0
+    expected_downtime: float = 0.0
+    limit: int | None = None
+    error: str = ""
+    hint: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it is under way."""
+        return self.status in ("setup", "active", "device", "undecided")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Keeps the record up to date, and tells of it now and then. `tell` is called from the migration's thread."""
+
+    tell: Callable[[MigrationStatus], None] = lambda _status: None
+    now: MigrationStatus = field(default_factory=MigrationStatus)
+    _began: float = field(default_factory=time.monotonic)
+    _told: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def update(self, **changes: Any) -> None:
+        """Change members; told at once where the status or the pass is another, else when it is time."""
+        now = time.monotonic()
+        with self._lock:
+            old = self.now
+            elapsed = now - self._began if self.now.active or changes.get("status") else old.elapsed
+            self.now = replace(old, elapsed=elapsed, **changes)
+            due = now - self._told >= _INTERVAL or (old.status, old.passes) != (self.now.status, self.now.passes)
+            if due:
+                self._told = now
+            status = self.now
+        if due:
+            self.tell(status)
