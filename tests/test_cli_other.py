@@ -21,7 +21,10 @@ from sdeivirt.sdei import EventDefinition
 
 from .control_support import LIMIT, FakeMachine, cli, environment, read_tree
 
-VERBS = ["bench", "completion", "conform", "doctor", "fuzz", "inject", "run", "selftest", "status", "tables"]
+VERBS = [
+    *("bench", "completion", "conform", "doctor", "fuzz", "inject", "migrate", "registers", "restore", "run", "save"),
+    *("selftest", "status", "tables"),
+]
 
 
 # -- doctor

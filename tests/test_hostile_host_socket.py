@@ -66,9 +66,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             yield served
             wait_until(lambda: served.clients() == 0)
             # Fewer descriptors is well: the garbage of earlier tests has been collected meanwhile.
-            wait_until(
-                lambda: descriptors() <= before[0] and served.tasks() == before[1], f"{before}, {descriptors()}"
-            )
+            wait_until(lambda: descriptors() <= before[0] and served.tasks() == before[1], f"{before}, {descriptors()}")
             with Qmp(served.path) as client:
                 assert client.execute("query-status")["return"]
             assert served.errors == []

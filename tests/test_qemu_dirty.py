@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.machine, pytest.mark.qemu, NEEDS_QEMU]
 MIB = 1 << 20
 
 
-def machine_with(vcpus: int, *, cpu: str = "neoverse-n1", memory: int = 16, **guest: int) -> QemuMachine:
+def machine_with(vcpus: int, *, cpu: str = "neoverse-n1", memory: int = 16, **guest: Any) -> QemuMachine:
     """A machine with the guest `writer`, not started."""
     config = MachineConfig(vcpus=vcpus, memory=memory * MIB, engine=QemuOptions(cpu=cpu))
     machine = open_machine("qemu", config)
