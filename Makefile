@@ -8,19 +8,20 @@ STAMP := $(VENV)/.installed
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 QEMU_NEEDS := qemu-system-aarch64:qemu-system-arm setpriv:util-linux
-TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools
+TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools openssl:openssl
 # The core's own tests, and how many of its branches they have to reach, in per cent.
 CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/test_hostile_host_events.py
 CORE_COVERAGE := 98
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-.PHONY: help run test test-linux linux-demo check bench bench-qemu lock clean
+.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
 	@echo "make test      set up and run everything: linters, types, all tests"
 	@echo "make linux-demo fetch a Debian kernel and inject an event into a CPU that has masked everything"
 	@echo "make test-linux all tests with Debian kernels"
+	@echo "make test-nightly every fault at every step of a migration, and millions of inputs"
 	@echo "make check     linters and types only"
 	@echo "make bench     the measurements of machine unicorn (about a minute)"
 	@echo "make bench-qemu those of machine qemu (about two)"
@@ -32,12 +33,16 @@ run: $(STAMP)
 
 test: $(STAMP) check
 	@./tools/need-apt $(TEST_NEEDS)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign and not linux and not linux_full"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign and not linux and not linux_full and not nightly"
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign and not machine" $(CORE_TESTS) \
 	    --cov=sdeivirt.sdei --cov-branch --cov-report=term --cov-fail-under=$(CORE_COVERAGE)
 	@./tools/need-apt $(LINUX_NEEDS)
 	$(BIN)/python -m pytest -n $(JOBS) -m linux
 	$(BIN)/python -m pytest -n $(JOBS) -m campaign
+
+test-nightly: $(STAMP)
+	@./tools/need-apt $(TEST_NEEDS)
+	$(BIN)/python -m pytest -n $(JOBS) -m nightly --durations=10
 
 test-linux: $(STAMP)
 	@./tools/need-apt $(LINUX_NEEDS)

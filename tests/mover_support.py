@@ -186,6 +186,11 @@ class Mover:
         self.vm.wait()
         self.vm = vm
 
+    def moved_to_after_kill(self, vm: VmProcess) -> None:
+        """The guest runs there, and the process where it was has been killed."""
+        self.vm.process.wait()
+        self.vm = vm
+
     @property
     def name(self) -> str:
         return self.vm.path.name

@@ -9,7 +9,7 @@
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
     stop, cont                                as QEMU: pause and go on
     migrate         uri, [downtime-limit (ms), max-bandwidth (bytes/s), compress (level), tls-creds, insecure,
-                    stop-first, stay, overwrite]
+                    stall-limit (ms), stop-first, stay, overwrite]
                                               begin to move the guest, or to save it; MIGRATION events tell the rest
     query-migrate                             every member of MigrationStatus
     migrate-cancel                            the guest stays
@@ -194,6 +194,7 @@ class Commands:
         registers = RegisterCommands(machine)
         event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
         how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
+        how["stall-limit"] = _number
         how |= dict.fromkeys(("insecure", "stop-first", "stay", "overwrite"), _flag)
         self._table: dict[str, _Command] = {
             "query-version": _Command(self._query_version),
@@ -266,6 +267,7 @@ class Commands:
         max_bandwidth: int | None = None,
         compress: int = 0,
         tls_creds: str | None = None,
+        stall_limit: int = 30_000,
         **flags: bool,
     ) -> object:
         options = SourceOptions(
@@ -273,6 +275,7 @@ class Commands:
             bandwidth=max_bandwidth,
             compress=compress,
             tls=Path(tls_creds) if tls_creds is not None else None,
+            stall=stall_limit / 1000,
             **flags,
         )
         self._migrations.start(uri, options)

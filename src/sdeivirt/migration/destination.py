@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _STALL = 60.0  # seconds without anything from the source: it may be held up by a bandwidth limit
 _HELLO_STALL = 5.0
+_WORD_STALL = 3.0  # ... once everything has come: then it is the source's turn, or it asks again
 _PATIENCE = 30.0  # for a source that has lost us between LOAD and CMIT
 _GRACE = 1.0
 _TICK = 0.5
@@ -196,6 +197,7 @@ class Incoming:
         Raises MigrationError where the guest is not to run here.
         """
         self._stage = Stage.LOADED
+        self._wire.channel.stall = _WORD_STALL
         try:
             self._wire.say(Kind.LOADED, Loaded())
             return self._wire.expect(Kind.COMMIT, Commit).paused
@@ -250,7 +252,9 @@ class Incoming:
     def _settle(self) -> None:
         """It runs. Tell the source, however often the connection breaks, until it knows or is no more."""
         wire: Wire | None = self._wire
+        self._wire.channel.stall = _WORD_STALL
         tell = True
+        deadline = 0.0
         while True:
             if wire is not None:
                 try:
@@ -260,13 +264,13 @@ class Incoming:
                     if self._answers is None:
                         self._answers = tuple(carry_out(self._machine, each) for each in held)
                     wire.say(Kind.DONE, Done(self._answers))
-                    self._stage = Stage.SETTLED
-                    return
+                    if self._stage is not Stage.SETTLED:
+                        self._stage, deadline = Stage.SETTLED, time.monotonic() + _PATIENCE
                 except (SdeivirtError, OSError) as error:
                     _log.debug("settling: %s", error)
-                    wire.channel.close()
-            if self._machine.state == "stopped":
-                return
+                wire.channel.close()
+            if self._machine.state == "stopped" or (self._stage is Stage.SETTLED and time.monotonic() > deadline):
+                return  # the answers may be lost on their way, so it may ask for them once more
             if self._hello.who is not None and is_dead(self._hello.who):
                 return
             wire = self._somebody_asks(_TICK)

@@ -35,8 +35,7 @@ __all__ = ["Outgoing", "SourceOptions"]
 _log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds for the destination to answer
-_STALL = 30.0  # seconds without progress while the guest runs
-_STOPPED_STALL = 10.0  # ... and while it is stopped
+_STOPPED_STALL = 10.0  # seconds without progress while the guest is stopped
 _PATIENCE = 10.0  # until a hand-over that broke off is left to a person
 _GRACE = 1.0  # for a process that is being killed
 _RETRY = 0.1
@@ -50,7 +49,8 @@ class SourceOptions:
     second; `compress` a zstd level, 0 for none; `tls` a directory of credentials;
     `insecure` allows plain TCP to other hosts. `stop_first` stops the guest
     before the first pass, `stay` lets it go on here afterwards: both for files.
-    `overwrite` lets a file take the place of one that is there.
+    `overwrite` lets a file take the place of one that is there. After `stall`
+    seconds in which nothing moves it is given up; while the guest is stopped, after 10 at most.
     """
 
     downtime: float = 0.3
@@ -61,6 +61,7 @@ class SourceOptions:
     stop_first: bool = False
     stay: bool = False
     overwrite: bool = False
+    stall: float = 30.0
 
 
 class Outgoing:
@@ -84,6 +85,7 @@ class Outgoing:
         self.held = False
         self._was_paused = False
         self._stopped_at = 0.0
+        self._destination: Identity | None = None
         progress.update(status="setup", uri=str(uri), total=machine.config.memory // PAGE_SIZE)
 
     def cancel(self) -> None:
@@ -113,7 +115,7 @@ class Outgoing:
                 self._to_file()
                 return
             wire = self._open()
-            destination = self._greet(wire)
+            self._destination = self._greet(wire)
             self._transfer(wire)
             wire.expect(Kind.LOADED, Loaded)
             with self._lock:
@@ -125,7 +127,7 @@ class Outgoing:
             if not isinstance(error, SdeivirtError | OSError):
                 raise
             return
-        self._hand_over(wire, destination)
+        self._hand_over(wire)
 
     # -- before the hand-over
 
@@ -137,7 +139,7 @@ class Outgoing:
         return Wire(channel, "the destination")
 
     def _use(self, channel: Channel) -> None:
-        channel.stall = _STALL
+        channel.stall = self._options.stall
         if self._options.bandwidth is not None:
             channel.pace = Pace(self._options.bandwidth)
         with self._lock:
@@ -198,7 +200,7 @@ class Outgoing:
             raise MigrationError("the guest has ended meanwhile", "")
         self._progress.update(status="device")
         if self._channel is not None:
-            self._channel.stall = _STOPPED_STALL
+            self._channel.stall = self._stopped_stall
 
     def _go_on_here(self, wire: Wire | None, error: BaseException) -> None:
         """Something went wrong, or somebody thought better of it: the guest goes on as if nothing had been."""
@@ -236,16 +238,15 @@ class Outgoing:
 
     # -- the hand-over
 
-    def _hand_over(self, wire: Wire | None, destination: Identity | None) -> None:
+    def _hand_over(self, wire: Wire) -> None:
         """CMIT, and what follows. The guest is stopped, its state is at the destination."""
-        assert wire is not None
         try:
-            wire.channel.stall = _STOPPED_STALL
+            wire.channel.stall = self._stopped_stall
             wire.say(Kind.COMMIT, Commit(self._was_paused))
             wire.expect(Kind.RUNNING, Running)
         except (SdeivirtError, OSError) as loss:
             wire.channel.close()
-            self._find_out(destination, loss)
+            self._find_out(loss)
             return
         self._let_go(wire)
 
@@ -253,19 +254,50 @@ class Outgoing:
         """It runs there. What was injected here meanwhile follows it."""
         downtime = time.monotonic() - self._stopped_at
         held = self._detour.leave(str(self._uri))
-        try:
-            wire.say(Kind.LET_GO, LetGo(held))
-            self._detour.answered(wire.expect(Kind.DONE, Done).answers)
-        except (SdeivirtError, OSError, ValueError) as error:
-            _log.warning("the guest runs at %s, but its last word was lost: %s", self._uri, error)
-        finally:
-            wire.channel.close()
-            self._detour.lost(MigrationError("the guest has moved, and whether the event arrived there is not known"))
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                wire.say(Kind.LET_GO, LetGo(held))
+                self._detour.answered(wire.expect(Kind.DONE, Done).answers)
+                wire.channel.close()
+                break
+            except (SdeivirtError, OSError, ValueError) as error:
+                wire.channel.close()
+                again = self._reach(deadline)
+                if again is None:
+                    _log.warning("the guest runs at %s, but its last word was lost: %s", self._uri, error)
+                    break
+                wire = again
+        self._detour.lost(MigrationError("the guest has moved, and whether the event arrived there is not known"))
         self._progress.update(status="completed", downtime=downtime, limit=None, remaining=0)
         self._machine.depart()
 
-    def _find_out(self, destination: Identity | None, loss: BaseException) -> None:
+    def _reach(self, deadline: float) -> Wire | None:
+        """Another connection to the destination, which runs the guest; None if there is none to be had."""
+        while time.monotonic() < deadline and self._machine.state != "stopped":
+            try:
+                wire = self._connect_again(2.0)
+            except (SdeivirtError, OSError):
+                if self._destination is not None and is_dead(self._destination):
+                    return None
+                threading.Event().wait(_RETRY)
+                continue
+            try:
+                if wire.expect(Kind.HELLO, Hello).stage is not Stage.NEW:
+                    return wire
+            except (SdeivirtError, OSError):
+                pass
+            wire.channel.close()
+            threading.Event().wait(_RETRY)
+        return None
+
+    @property
+    def _stopped_stall(self) -> float:
+        return min(_STOPPED_STALL, self._options.stall)
+
+    def _find_out(self, loss: BaseException) -> None:
         """CMIT may have arrived or not. Nothing runs here until that is known."""
+        destination = self._destination
         self._progress.update(status="undecided", error=f"the connection broke during the hand-over: {loss}")
         if destination is not None and _died(destination):
             self._take_back("the destination's process has ended")
@@ -306,7 +338,7 @@ class Outgoing:
         options = self._options
         tls = TlsCredentials.load(options.tls, server=False) if options.tls is not None else None
         channel = connect(self._uri, tls, options.insecure, limit)
-        channel.stall = _STOPPED_STALL
+        channel.stall = self._stopped_stall
         wire = Wire(channel, "the destination")
         wire.begin()
         wire.say(Kind.HELLO, Hello(self._migration, f"sdeivirt {__version__}", Identity.ours(), asks=True))
