@@ -14,7 +14,7 @@ CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/
 CORE_COVERAGE := 98
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu lock clean
+.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu bench-migrate lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
@@ -25,6 +25,7 @@ help:
 	@echo "make check     linters and types only"
 	@echo "make bench     the measurements of machine unicorn (about a minute)"
 	@echo "make bench-qemu those of machine qemu (about two)"
+	@echo "make bench-migrate what moving a guest costs, on both (about five)"
 	@echo "make lock      resolve requirements.lock anew"
 	@echo "make clean     remove the environment and what was built"
 
@@ -64,6 +65,12 @@ bench-qemu: $(STAMP)
 	@./tools/need-apt $(LINUX_NEEDS)
 	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
 	$(BIN)/sdeivirt bench qemu --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
+
+bench-migrate: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
+	$(BIN)/sdeivirt bench migrate
+	$(BIN)/sdeivirt bench migrate qemu --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
 
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \

@@ -40,11 +40,18 @@ def test_a_guest_that_writes_slower_than_the_link_is_not_held_up() -> None:
 
 
 def test_a_small_working_set_needs_no_limit() -> None:
-    assert migrate(0.3, 100_000, 10_000_000, 20_000) == (1, 0.2, [None])
+    assert migrate(0.3, 100_000, 10_000_000, 20_000) == (2, 0.2, [None, None])
+
+
+def test_downtime_that_is_allowed_is_not_used_up_where_passes_get_shorter() -> None:
+    passes, downtime, limits = migrate(0.3, 100_000, 10_000, PAGES)
+    assert passes == 3
+    assert downtime < 0.01
+    assert set(limits) == {None}
 
 
 def test_a_guest_that_writes_faster_than_the_link_is_held_up_until_it_fits() -> None:
-    passes, downtime, limits = migrate(0.3, 100_000, 10_000_000, PAGES)
+    _, downtime, limits = migrate(0.3, 100_000, 10_000_000, PAGES)
     assert downtime <= 0.3
     assert limits[0] is None
     assert limits[-1] is not None

@@ -54,8 +54,8 @@ def outcomes(fault: Fault) -> set[str]:
         if at < RUNS or (at == RUNS and not through):
             return {HERE}
         return {HERE, NOWHERE} if at == RUNS else {NOWHERE}
-    if at == END and through and fault.act is Act.HALF_CLOSE:
-        return {HERE, THERE}  # what the destination says still gets through
+    if (at == END and through and fault.act is Act.HALF_CLOSE) or (at in (END, LOAD) and fault.act is Act.DUPLICATE):
+        return {HERE, THERE}  # all that is needed gets through, and what is wrong comes too late
     if at < LOAD:
         return {HERE}
     if at == LOAD:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import struct
 import subprocess
@@ -163,6 +164,25 @@ def test_zeroes_are_not_written_where_zeroes_are() -> None:
         decoder.apply(pages_frame(RAM_BASE + size // 2, 512, 0, [1] * 512))
         assert resident() - before < 1 << 20
         del decoder
+
+
+def test_fresh_ram_is_not_even_read_where_nothing_was_written() -> None:
+    """Reading a page of a file in memory that nobody has written gives it memory."""
+    size = 64 << 20
+    file = os.memfd_create("ram")
+    os.ftruncate(file, size)
+    with mmap.mmap(file, size, mmap.MAP_SHARED) as ram:
+        decoder = PageDecoder(memoryview(ram), fresh=True)
+        everything = zero_frame(RAM_BASE, size // PAGE_SIZE)
+        decoder.apply(everything)
+        assert os.fstat(file).st_blocks == 0
+        decoder.apply(pages_frame(RAM_BASE + 7 * PAGE_SIZE, 2, 0, [0, 1], b"x" * PAGE_SIZE))
+        assert ram[7 * PAGE_SIZE : 8 * PAGE_SIZE] == b"x" * PAGE_SIZE
+        decoder.apply(everything)
+        assert ram[7 * PAGE_SIZE : 8 * PAGE_SIZE] == ZERO_PAGE
+        assert os.fstat(file).st_blocks * 512 <= 2 << 20
+        del decoder
+    os.close(file)
 
 
 def resident() -> int:

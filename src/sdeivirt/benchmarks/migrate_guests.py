@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = ["Guest", "computer", "counter", "fill", "idle", "linux", "paced", "ru
 
 _RATE = 20_000  # pages a second
 _PATIENCE = 120.0
+_TICK = 0.005
 _TILE = 16 << 20
 _GUEST_ROOM = 8 << 20  # programs, stacks and device tree are below
 
@@ -103,10 +105,19 @@ def fill(machine: Machine, size: int, *, digits: bool = False) -> None:
 
 
 def counter(machine: Machine, guest: Guest) -> Callable[[], int]:
-    """Reads what a guest has counted."""
+    """Reads what a guest has counted; it has begun to. Raises RuntimeError where it does not."""
     assert guest.counter is not None
     at = guest.counter - RAM_BASE
-    return lambda: int.from_bytes(machine.memory()[at : at + 8], "little")
+
+    def read() -> int:
+        return int.from_bytes(machine.memory()[at : at + 8], "little")
+
+    until = time.monotonic() + _PATIENCE
+    while not read():
+        if time.monotonic() > until:
+            raise RuntimeError("the guest does not begin its work")
+        time.sleep(_TICK)
+    return read
 
 
 def _address(program: Path, symbol: str) -> int:

@@ -5,6 +5,9 @@ Each pass sends the pages that the guest wrote during the one before. What the
 last pass of all sends is sent while the guest is stopped, so it has to fit the
 downtime that is allowed. A guest that writes faster than the link carries never gets
 there by itself: its vCPUs are held up more and more when they begin to write a page.
+
+What is allowed need not be used up: while passes get shorter by themselves, another one costs no more time than
+the guest would be stopped for, and it runs meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ _PROGRESS = 0.7
 _FIRST = 0.5
 _AGAIN = 0.5
 _LOWEST = 1  # page a second
+_SHORT = 0.01  # seconds of downtime that are not worth another pass
 _SMOOTH = 0.5
 
 
@@ -58,7 +62,8 @@ class Convergence:
         expected = self.expected(dirty)
         before, self._before = self._before, dirty
         if expected <= self.downtime or not dirty:
-            return Step(True, self.limit, expected)
+            nearer = before is None or dirty <= before * _PROGRESS
+            return Step(not (nearer and expected > _SHORT and self.limit is None), self.limit, expected)
         if before is not None and dirty > before * _PROGRESS:
             wanted = self.rate * _FIRST if self.limit is None else self.limit * _AGAIN
             self.limit = max(int(wanted), _LOWEST)

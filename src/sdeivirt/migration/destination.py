@@ -81,7 +81,6 @@ class Incoming:
         try:
             hello = wire.expect(Kind.HELLO, Hello)
             if self._listener is not None:
-                wire.begin()
                 wire.say(Kind.HELLO, Hello(hello.migration, f"sdeivirt {__version__}", Identity.ours()))
             if hello.asks:
                 raise MigrationError("it asked for a guest that never was here")
@@ -172,7 +171,7 @@ class Incoming:
         if self._listener is not None:
             wire.say(Kind.READY, Ready())
         progress.update(status="active")
-        decoder = PageDecoder(machine.memory())
+        decoder = PageDecoder(machine.memory(), fresh=True)
         sections = Sections()
         while not sections.complete:
             frame = wire.next()
@@ -238,7 +237,6 @@ class Incoming:
         try:
             hello = wire.expect(Kind.HELLO, Hello)
             ours = hello.migration == self._hello.migration and hello.asks
-            wire.begin()
             stage = self._stage if ours else Stage.NEW
             wire.say(Kind.HELLO, Hello(hello.migration, f"sdeivirt {__version__}", Identity.ours(), stage=stage))
             if not ours:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..machine.base import PAGE_SIZE, Machine
 from .ram import WINDOW_PAGES, PageEncoder
@@ -39,10 +39,11 @@ class Passes:
         self._number += 1
         encoder, wire, stats = self._encoder, self._wire, self._encoder.stats
         content = stats.plain + stats.duplicate
-        left = self._pages if dirty is None else dirty.count(1)
+        ranges = self._machine.data_ranges() if dirty is None else []
+        left = sum(end - start for start, end in ranges) // PAGE_SIZE if dirty is None else dirty.count(1)
         zero_first, zero_count = 0, 0
         self._tell(left)
-        for first, count in self._windows(dirty):
+        for first, count in self._windows(ranges, dirty):
             buffers = encoder.window(first, count, dirty)
             if buffers is not None:
                 wire.send(b"PAGE", *buffers)
@@ -57,10 +58,10 @@ class Passes:
         wire.send(b"PASS", _PASS.pack(self._number))
         return time.monotonic() - began, stats.plain + stats.duplicate - content
 
-    def _windows(self, dirty: bytearray | None) -> Iterator[tuple[int, int]]:
+    def _windows(self, ranges: Sequence[tuple[int, int]], dirty: bytearray | None) -> Iterator[tuple[int, int]]:
         """Windows that have something to be sent: first page, and how many."""
         if dirty is None:
-            for start, end in self._machine.data_ranges():
+            for start, end in ranges:
                 for first in range(start // PAGE_SIZE, end // PAGE_SIZE, WINDOW_PAGES):
                     yield first, min(WINDOW_PAGES, end // PAGE_SIZE - first)
             return

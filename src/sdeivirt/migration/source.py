@@ -148,7 +148,6 @@ class Outgoing:
                 channel.abort()
 
     def _greet(self, wire: Wire) -> Identity | None:
-        wire.begin()
         wire.say(Kind.HELLO, Hello(self._migration, f"sdeivirt {__version__}", Identity.ours()))
         hello = wire.expect(Kind.HELLO, Hello)
         self._describe(wire)
@@ -340,7 +339,6 @@ class Outgoing:
         channel = connect(self._uri, tls, options.insecure, limit)
         channel.stall = self._stopped_stall
         wire = Wire(channel, "the destination")
-        wire.begin()
         wire.say(Kind.HELLO, Hello(self._migration, f"sdeivirt {__version__}", Identity.ours(), asks=True))
         return wire
 
@@ -373,7 +371,6 @@ class Outgoing:
         channel = create_file(self._uri, overwrite=self._options.overwrite)
         self._use(channel)
         wire = Wire(channel, "the file")
-        wire.begin()
         wire.say(Kind.HELLO, Hello(self._migration, f"sdeivirt {__version__}"))
         self._describe(wire)
         self._transfer(wire)

@@ -35,17 +35,16 @@ class Wire:
         self._writer = FrameWriter()
         self._reader = FrameReader(channel.recv_into)
         self._greeted = False
-
-    def begin(self) -> None:
-        """Say what stream this is. The first thing to be sent."""
-        self.channel.send([self._writer.header()])
+        self._begun = False
 
     def send(self, kind: bytes, *buffers: bytes | memoryview, instance: int = 0, version: int = 0) -> None:
-        """One frame."""
-        self.channel.send(self._writer.frame(kind, *buffers, instance=instance, version=version))
+        """One frame; before the first, what stream this is."""
+        begin = () if self._begun else (self._writer.header(),)
+        self._begun = True
+        self.channel.send((*begin, *self._writer.frame(kind, *buffers, instance=instance, version=version)))
 
     def send_frames(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Frames that the writer has made."""
+        """Frames that the writer has made, after the first of :meth:`send`."""
         self.channel.send(buffers)
 
     @property

@@ -226,6 +226,10 @@ class QemuMachine(MovableMachine):
         process = self._process
         return super().memory() if process is None else memoryview(process.ram)[: self.config.memory]
 
+    def data_ranges(self) -> list[tuple[int, int]]:
+        process = self._process
+        return [] if process is None else process.data_ranges(self.config.memory)
+
     def read_ram(self, address: int, size: int) -> bytes | None:
         """The guest's RAM by physical address; None where there is none."""
         process, offset = self._process, address - RAM_BASE

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -170,6 +171,7 @@ class QemuProcess:
             self._open.append(fd)
             os.ftruncate(fd, memory)
             self.ram = mmap.mmap(fd, memory, mmap.MAP_SHARED)
+            self._memory = open(os.dup(fd), "rb", buffering=0)  # noqa: SIM115 (until abandon())
         except (OSError, ValueError) as error:
             self._close_ours()
             raise UsageError(
@@ -252,6 +254,24 @@ class QemuProcess:
         except (OSError, EOFError) as error:
             raise await self.death() from error
 
+    def data_ranges(self, size: int) -> list[tuple[int, int]]:
+        """Which of the first `size` bytes of RAM anybody has ever touched: offsets [start, end), whole pages.
+
+        To read what nobody has touched would give it memory.
+        """
+        ranges = []
+        at = 0
+        try:
+            while at < size and (start := self._memory.seek(at, os.SEEK_DATA)) < size:
+                at = min(self._memory.seek(start, os.SEEK_HOLE), size)
+                ranges.append((start, at))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but a hole comes
+                raise
+        except ValueError:  # it has ended
+            return []
+        return ranges
+
     def unread_input(self, limit: int) -> bytes:
         """What has been typed and QEMU has not taken yet; it stays there."""
         try:
@@ -297,6 +317,7 @@ class QemuProcess:
     def abandon(self) -> None:
         """Let go of a QEMU that has ended or never ran. Its memory stays as long as somebody looks at it."""
         self._close_ours()
+        self._memory.close()
         for ours in (self.serial, self._far_serial, self.bell, self.qtest, self._qmp_socket):
             ours.close()
 

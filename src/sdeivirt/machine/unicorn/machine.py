@@ -436,7 +436,7 @@ class UnicornMachine(ThreadedMachine):
             while self._pause and self._ending is None:
                 self._errands.run()
                 self._command.wait_for(lambda: not self._pause or self._ending is not None or bool(self._errands))
-            self._paused = False
+            self._paused = self._ending is not None  # one that ends does not run before
         self._go_on_counting()
 
     # -- the guest's clock stands still while the machine is paused, and while the guest is on its way
