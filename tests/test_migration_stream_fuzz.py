@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser of streams, fuzzed: it gives a guest's state or a StreamError, and RAM changes only where it was addressed.
+"""The parser of streams, fuzzed: it gives a state or a StreamError, and RAM changes only where it was addressed.
 
 Sound streams are changed: bits, numbers, lengths, frames that are lost, doubled, exchanged or of another stream, ends
 cut off. In half of them numbers and checksums are put right afterwards, so that what is behind these is reached.

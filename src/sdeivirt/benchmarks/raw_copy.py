@@ -2,9 +2,10 @@
 """What a link carries at most: memory through a bare socket into another process, and nothing else done to it.
 
 The socket is of the same kind and has the same options as a migration's, the
-pieces are as big, and the receiver's memory is as fresh.
+pieces are as big, and the receiver's memory is as fresh and of the same kind:
+private as unicorn's, or shared as qemu's, which takes longer to get.
 
-    python -m sdeivirt.benchmarks.raw_copy unix:PATH SIZE      is the receiver
+    python -m sdeivirt.benchmarks.raw_copy unix:PATH SIZE [shared]      is the receiver
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ SCHEMES = ("unix", "tcp")
 _PATIENCE = 60.0
 
 
-def copy_seconds(ram: memoryview, scheme: str) -> float:
+def copy_seconds(ram: memoryview, scheme: str, *, shared: bool = False) -> float:
     """Seconds until a second process has all of `ram`, over a Unix socket or loopback TCP."""
     with tempfile.TemporaryDirectory(prefix="sdeivirt-") as directory, contextlib.ExitStack() as stack:
         listener = stack.enter_context(_listen(scheme, Path(directory)))
         listener.settimeout(_PATIENCE)
         listener.listen()
         command = [sys.executable, "-m", "sdeivirt.benchmarks.raw_copy", _name_of(listener), str(len(ram))]
+        if shared:
+            command.append("shared")
         receiver = stack.enter_context(subprocess.Popen(command))
         stack.callback(receiver.kill)
         connection, _ = listener.accept()
@@ -73,9 +76,10 @@ def _expect(connection: socket.socket) -> None:
         raise RuntimeError("the receiver of the raw copy has ended")
 
 
-def _receive(uri: Uri, size: int) -> None:
+def _receive(uri: Uri, size: int, shared: bool) -> None:
+    kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
     connection = socket.socket(socket.AF_UNIX if uri.scheme == "unix" else socket.AF_INET)
-    with connection, mmap.mmap(-1, size) as memory, memoryview(memory) as ram:
+    with connection, mmap.mmap(-1, size, kind | mmap.MAP_ANONYMOUS) as memory, memoryview(memory) as ram:
         connection.connect(str(uri.path) if uri.scheme == "unix" else (uri.host, uri.port))
         _make_ready(connection)
         connection.sendall(b"1")
@@ -89,4 +93,4 @@ def _receive(uri: Uri, size: int) -> None:
 
 
 if __name__ == "__main__":
-    _receive(parse_uri(sys.argv[1]), int(sys.argv[2]))
+    _receive(parse_uri(sys.argv[1]), int(sys.argv[2]), "shared" in sys.argv[3:])
