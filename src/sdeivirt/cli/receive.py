@@ -92,6 +92,7 @@ def receive(
                         if console is None and terminal.interactive:
                             terminal.say("Ctrl-] ends the VM")
 
+                    incoming.arrived = lambda: terminal.say("the guest has come, and goes on here")
                     return finish(
                         name, run_vm(machine, directory, terminal, timeout, ready, incoming), terminal, timeout
                     )

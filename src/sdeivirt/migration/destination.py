@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from .. import __version__
 from ..errors import MigrationError, SdeivirtError, StreamError
@@ -52,6 +53,7 @@ class Incoming:
         self._machine: Machine
         self._progress = Progress()
         self._thread: threading.Thread | None = None
+        self.arrived: Callable[[], None] = lambda: None  # called when the guest runs here, from another thread
 
     @property
     def progress(self) -> Progress:
@@ -139,6 +141,7 @@ class Incoming:
             self._machine.resume()
         self._stage = Stage.RUNNING
         self._progress.update(status="completed", remaining=0)
+        self.arrived()
         if self._listener is not None:
             try:
                 self._settle()
