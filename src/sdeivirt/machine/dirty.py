@@ -82,6 +82,8 @@ class DirtyLog:
 
     def mark(self, address: int, size: int) -> None:
         """The host has written to the guest's RAM. Called after that: what was read meanwhile may be older."""
+        if size <= 0:
+            return
         first = max(address, self._base) - self._base >> _PAGE_SHIFT
         end = -(-(min(address + size, self._end) - self._base) // PAGE_SIZE)
         with self.lock:

@@ -84,7 +84,10 @@ class UnicornMachine(ThreadedMachine):
     @property
     def state(self) -> str:
         state = super().state
-        return "incoming" if self._incoming and state == "created" else state
+        if self._incoming and state == "created":
+            return "incoming"
+        # Whoever has had it resumed need not wait until its thread has seen that.
+        return "running" if state == "paused" and not self._pause and self._ending is None else state
 
     @property
     def scheduler(self) -> str:

@@ -206,7 +206,10 @@ class Listener:
         except ssl.SSLError as error:
             self._send_away(caller, explain(error))
         except OSError as error:
-            self._send_away(caller, _failed(error))
+            if error.errno in _FULL:
+                self._interrupt.wait(timeout=_RETRY)  # what it has said is still there, and it has some time left
+            else:
+                self._send_away(caller, _failed(error))
         return None
 
     def _plain(self, caller: _Caller, first: bytes) -> Channel | None:
