@@ -117,12 +117,17 @@ def test_no_register_of_another_exception_level_is_in_the_table() -> None:
 
 def test_what_is_ours_to_answer_is_known(bench: Bench) -> None:
     sve = Encoding(3, 0, 1, 2, 0)
-    reads = {register for register in EVERYTHING if not bench.execute(mrs(register, 0)) and trapped_to_us(bench)}
+    reads = {register for register in EVERYTHING if always_traps_to_us(bench, mrs(register, 0))}
     identification = {register for register in reads if register[:3] == (3, 0, 0) and 1 <= register.crm <= 7}
     assert len(identification) > 40
     assert reads - identification == {Encoding(3, 3, 14, 0, 1), sve}
-    writes = {register for register in EVERYTHING if not bench.execute(msr(register, 0)) and trapped_to_us(bench)}
+    writes = {register for register in EVERYTHING if always_traps_to_us(bench, msr(register, 0))}
     assert writes == {sve}
+
+
+def always_traps_to_us(bench: Bench, instruction: int) -> bool:
+    """Twice: of an engine's first exception of all, the syndrome has been seen to tell another level."""
+    return all(not bench.execute(instruction) and trapped_to_us(bench) for _ in range(2))
 
 
 def trapped_to_us(bench: Bench) -> bool:
