@@ -10,7 +10,8 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 QEMU_NEEDS := qemu-system-aarch64:qemu-system-arm setpriv:util-linux
 TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools openssl:openssl
 # The core's own tests, and how many of its branches they have to reach, in per cent.
-CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/test_hostile_host_events.py
+CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/test_hostile_host_events.py \
+    tests/test_registers.py tests/test_registers_moves.py tests/test_registers_sections.py
 CORE_COVERAGE := 98
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
