@@ -301,6 +301,18 @@ def test_odd_fields_are_told(tmp_path: Path) -> None:
     assert shown["keys"].value == {"0x1": 2, "b'x'": 3, "-0x1": 4, "False": 5}
 
 
+def test_people_see_the_members_of_maps_and_the_numbers_of_lists(tmp_path: Path) -> None:
+    fields = {"registers": {"x": list(range(0x100, 0x100 + 31)), "system": {"ELR_EL1": 0x1234}}, "none": {}}
+    text = render(analyzed(tmp_path, a_stream(sections=[Section("vcpu", 0, 1, msgspec.msgpack.encode(fields))])))
+    assert re.search(r"\n    x +0x100 0x101 0x102 0x103\n +0x104 ", text)
+    assert "0x11e" in text
+    assert re.search(r"\n    system *\n      ELR_EL1 +4660 = 0x1234\n", text)
+    long = {"numbers": list(range(5000)), "members": {str(number): number for number in range(5000)}}
+    text = render(analyzed(tmp_path, a_stream(sections=[Section("long", 0, 1, msgspec.msgpack.encode(long))])))
+    assert "... 3,976 more" in text
+    assert "4,744 more" in text
+
+
 @pytest.mark.parametrize("data", [b"\x01", b"", b"\x81\x01\x01", b"\x81\xa1a", b"\x80\x80", b"\x81\xa1a\xa1\xff"])
 def test_a_section_that_is_no_record_is_told(tmp_path: Path, data: bytes) -> None:
     described = msgspec.msgpack.encode({"sections": [{"name": "a", "instance": 0, "version": 1, "length": len(data)}]})

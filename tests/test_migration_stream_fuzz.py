@@ -2,7 +2,8 @@
 """The parser of streams, fuzzed: it gives a state or a StreamError, and RAM changes only where it was addressed.
 
 Sound streams are changed: bits, numbers, lengths, frames that are lost, doubled, exchanged or of another stream, ends
-cut off. In half of them numbers and checksums are put right afterwards, so that what is behind these is reached.
+cut off. In half of them numbers and checksums are put right afterwards, so that what is behind these is reached; in
+the others nothing may be taken for a state but what it was before.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ import xxhash
 from sdeivirt.errors import StreamError
 from sdeivirt.machine.base import PAGE_SIZE
 from sdeivirt.migration.ram import PageDecoder
-from sdeivirt.migration.sections import pack
+from sdeivirt.migration.sections import Section, pack
 from sdeivirt.migration.stream import FrameReader, Sections
 
-from .stream_support import FRAME_SIZE, HEADER_SIZE, RAM_BASE, Clock, a_ram, a_stream, by_hand, header, spans
+from .stream_support import FRAME_SIZE, HEADER_SIZE, RAM_BASE, Clock, a_ram, a_stream, by_hand, header, load, spans
 from .test_migration_stream import STREAM_1_0
 
 PAGES = 8
 GUARD = b"\xa5" * PAGE_SIZE
 UNTOUCHED = b"\x5a" * PAGE_SIZE * PAGES
 BLOCK = 1000  # inputs of one seed
+
+State = tuple[list[Section], bytes]
 
 NUMBERS = [
     *(0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 255, 256, 511, 512, 513, 4095, 4096, 4097, 0x7FFF, 0xFFFF, 1 << 16),
@@ -43,18 +46,16 @@ def seeds_of_streams() -> list[tuple[bytes, list[bytes]]]:
     """Sound streams: header and frames."""
     plain = struct.pack("<QII4H", RAM_BASE + 2 * PAGE_SIZE, 4, 0, 0, 1, 2, 3) + bytes(range(1, 256)) * 16 + bytes(16)
     one = header() + by_hand(0, b"CONF", b"\x80", version=1) + by_hand(1, b"PAGE", plain)
-    one += by_hand(2, b"ZERO", struct.pack("<QQ", RAM_BASE, 8)) + by_hand(
-        3, b"DESC", b"\x81\xa8sections\x90", version=2
-    )
+    one += by_hand(2, b"ZERO", struct.pack("<QQ", RAM_BASE, 8))
+    one += by_hand(3, b"DESC", b"\x81\xa8sections\x90", version=2)
     one += by_hand(4, b"END ", struct.pack("<QQQ", 4, 11, len(one)))
+    clocks = [pack("clock", Clock(ticks, False), ticks) for ticks in range(3)]
     streams = [
         one,
         STREAM_1_0,
         a_stream(a_ram(PAGES)),
         a_stream(bytearray(PAGE_SIZE * PAGES), sections=[pack("clock", Clock(3, True))]),
-        a_stream(
-            bytearray(b"\x77" * PAGE_SIZE * PAGES), sections=[pack("clock", Clock(n, False), n) for n in range(3)]
-        ),
+        a_stream(bytearray(b"\x77" * PAGE_SIZE * PAGES), sections=clocks),
     ]
     return [(each[:HEADER_SIZE], [each[span.start : span.end] for span in spans(each)]) for each in streams]
 
@@ -69,6 +70,12 @@ class Fuzzer:
         self.ram = memoryview(self.memory)[PAGE_SIZE:-PAGE_SIZE]
         self.outcomes: Counter[str] = Counter()
         self.chance = random.Random()
+        self.sound = [self.state(start + b"".join(frames)) for start, frames in self.streams]
+
+    def state(self, stream: bytes) -> State:
+        """What a sound stream gives."""
+        ram = bytearray(UNTOUCHED)
+        return load(stream, memoryview(ram)), bytes(ram)
 
     def run(self, seed: int, count: int) -> int:
         """Read `count` inputs; how many these were. What fails names its seed, and has its bytes."""
@@ -76,9 +83,9 @@ class Fuzzer:
         for block in range(count // BLOCK):
             self.chance.seed(seed + block)
             for number in range(BLOCK):
-                stream = self.changed()
+                stream, expected = self.changed()
                 try:
-                    self.read(stream)
+                    self.read(stream, expected)
                 except BaseException as error:
                     error.add_note(f"seed {seed + block:#x}, input {number}: {stream.hex()}")
                     raise
@@ -89,13 +96,16 @@ class Fuzzer:
         """As randrange(), in a third of the time."""
         return int(self.chance.random() * limit)
 
-    def changed(self) -> bytes:
-        """One input."""
-        start, frames = self.streams[self.below(len(self.streams))]
+    def changed(self) -> tuple[bytes, State | None]:
+        """One input, and the only state that it may give, if that is known."""
+        which = self.below(len(self.streams))
+        start, frames = self.streams[which]
         frames = list(frames)
+        expected: State | None = self.sound[which]
         lies = -1
         for _ in range((1, 1, 1, 2, 3)[self.below(5)]):
-            at, what = self.below(len(frames)), self.below(12)
+            # Pages have most that can be wrong, and stand among the first.
+            at, what = self.below(len(frames) if self.below(3) else min(3, len(frames))), self.below(12)
             frame = frames[at]
             if what < 4:
                 changed = bytearray(frame)
@@ -105,7 +115,7 @@ class Fuzzer:
             elif what < 7:
                 width = WIDTHS[self.below(4)]
                 number = NUMBERS[self.below(len(NUMBERS))] & ((1 << 8 * width) - 1)
-                place = FRAME_SIZE + width * self.below(len(frame) // width)
+                place = FRAME_SIZE + width * self.below(min(len(frame), 64) // width)
                 frames[at] = frame[:place] + number.to_bytes(width, "little") + frame[place + width :]
             elif what == 7:
                 lies = at
@@ -114,18 +124,19 @@ class Fuzzer:
             elif what == 8:
                 cut = FRAME_SIZE + self.below(len(frame) - FRAME_SIZE + 1)
                 frames[at] = frame[:cut] + (frame[cut + self.below(9) :] if self.below(2) else frame[:cut])
-            elif what == 9:
-                frames[at:at] = [self.pool[self.below(len(self.pool))]]
-            elif what == 10:
-                frames[at] = self.pool[self.below(len(self.pool))]
+            elif what < 11:
+                # One of another stream that fits is sound: it is no checksum's work to tell who wrote it.
+                expected = None
+                frames[at : at + what - 9] = [self.pool[self.below(len(self.pool))]]
             else:
                 frames[at : at + 2] = frames[at : at + 2][:: -1 if self.below(2) else 2]
         if self.below(2):
+            expected = None
             frames = [repaired(frame, number, number == lies) for number, frame in enumerate(frames)]
         stream = start + b"".join(frames)
-        return stream if self.below(8) else stream[: self.below(len(stream) + 1)]
+        return (stream if self.below(8) else stream[: self.below(len(stream) + 1)]), expected
 
-    def read(self, stream: bytes) -> None:
+    def read(self, stream: bytes, expected: State | None) -> None:
         """As a destination does; RAM that nothing addressed has to be as it was."""
         addressed: set[int] = set()
         reader = FrameReader(io.BytesIO(stream).readinto)
@@ -149,6 +160,7 @@ class Fuzzer:
                         for section in sections.sections():
                             section.fields()
                         outcome = "whole"
+                        assert expected is None or (sections.sections(), bytes(self.ram)) == expected
                         break
                 outcome = "refused in its frames"
         except StreamError:

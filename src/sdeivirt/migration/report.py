@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ __all__ = ["render"]
 
 _MOST_REGIONS = 40
 _MOST_WIDE = 100  # characters of a value
+_MOST_ROWS = 256  # of a map or a list
+_IN_A_ROW = 4  # numbers
+_DEEPEST = 4  # maps in maps
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _BAR = 24
 
 
@@ -38,7 +43,8 @@ def _configuration(configuration: dict[str, Any]) -> Iterator[str]:
     if configuration:
         yield ""
         yield "machine"
-        yield from _columns([(f"  {_name(name)}", _short(value)) for name, value in configuration.items()])
+        rows = [row for name, value in configuration.items() for row in _rows(name, value, 1)]
+        yield from _columns(rows)
 
 
 def _frames(analysis: Analysis) -> Iterator[str]:
@@ -89,13 +95,40 @@ def _section(section: SectionFound) -> Iterator[str]:
     for name, field in section.fields.items():
         registers = _registers(field)
         if registers is None:
-            rows.append((f"  {_name(name)}", field.type, _value(field, section.offset is None)))
+            first, *more = _rows(name, field.value, 1)
+            text = first[1] if field.value is not None or field.type == "nil" else _length(field, section)
+            rows += [(first[0], field.type, text), *((below, "", text) for below, text in more)]
         else:
             rows.append((f"  {_name(name)}", field.type, f"{len(registers)} registers"))
             yield from _columns(rows)
             rows = []
             yield from _columns(registers)
     yield from _columns(rows)
+
+
+def _length(field: Field, section: SectionFound) -> str:
+    """What is said of a field without a value."""
+    return "" if section.offset is None else f"({field.length:,} bytes)"
+
+
+def _rows(name: str, value: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """A field and its value, with a row for each member of a map, and for every few numbers of a list."""
+    begin = f"{'  ' * depth}{_name(name)}"
+    if isinstance(value, dict) and value and value.keys() != {"bytes", "hex"} and depth < _DEEPEST:
+        yield begin, ""
+        members = list(value.items())
+        for below, each in members[:_MOST_ROWS]:
+            yield from _rows(below, each, depth + 1)
+        if len(members) > _MOST_ROWS:
+            yield f"{'  ' * depth}  ...", f"{len(members) - _MOST_ROWS:,} more"
+    elif isinstance(value, list) and len(value) > _IN_A_ROW and all(type(each) is int for each in value):
+        shown = [f"{each:#x}" for each in value[: _MOST_ROWS * _IN_A_ROW]]
+        for at in range(0, len(shown), _IN_A_ROW):
+            yield "" if at else begin, " ".join(shown[at : at + _IN_A_ROW])
+        if len(value) > len(shown):
+            yield "", f"... {len(value) - len(shown):,} more"
+    else:
+        yield begin, _short(value)
 
 
 def _registers(field: Field) -> list[Sequence[str]] | None:
@@ -109,12 +142,6 @@ def _registers(field: Field) -> list[Sequence[str]] | None:
         else (f"    {_name(name)}", "", _short(each), "not known")
         for name, each in value.items()
     ]
-
-
-def _value(field: Field, missing: bool) -> str:
-    if field.value is not None or field.type == "nil":
-        return _short(field.value)
-    return "" if missing else f"({field.length:,} bytes)"
 
 
 def _short(value: Any) -> str:
@@ -137,7 +164,7 @@ def _cut(text: str) -> str:
 
 
 def _name(name: str) -> str:
-    return name if name.isidentifier() and name.isascii() else _cut(repr(name))
+    return name if _PLAIN.fullmatch(name) else _cut(repr(name))
 
 
 def _columns(rows: Sequence[Sequence[str]], numbers: range = range(0)) -> Iterator[str]:
