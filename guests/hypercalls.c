@@ -3,14 +3,14 @@
  * The hypercalls selftest of the KVM series, as a guest: a function answers "not supported" if, and only if, its
  * service has been turned off.
  *
- * bootargs: expect=std-trng,std-sdei,vendor-hyp (the services that are on; nothing or "none" for none of them)
+ * bootargs: expect=std-trng,std-sdei,vendor-hyp,async-pf (the services that are on; nothing or "none" for none of them)
  *           conduits=both|hvc|smc (default both)
  */
 #include "sdei.h"
 #include "smccc.h"
 
-enum { STD_TRNG, STD_SDEI, VENDOR_HYP, NR_SERVICES };
-static const char *const services[NR_SERVICES] = { "std-trng", "std-sdei", "vendor-hyp" };
+enum { STD_TRNG, STD_SDEI, VENDOR_HYP, ASYNC_PF, NR_SERVICES };
+static const char *const services[NR_SERVICES] = { "std-trng", "std-sdei", "vendor-hyp", "async-pf" };
 
 #define SMCCC_VERSION		0x80000000
 #define SMCCC_ARCH_FEATURES	0x80000001
@@ -21,6 +21,7 @@ static const char *const services[NR_SERVICES] = { "std-trng", "std-sdei", "vend
 #define TRNG_RND64		0xc4000053
 #define VENDOR_HYP_UID		0x8600ff01
 #define VENDOR_HYP_FEATURES	0x86000000
+#define ASYNC_PF_CALL		0x86000002
 #define SMC64			0x40000000	/* function id: 64-bit calling convention */
 
 /* What sits in x1.. of a call without arguments: results have to replace it. */
@@ -59,6 +60,11 @@ static const struct function sdei[] = {
 static const struct function vendor[] = {
 	{ "VENDOR_HYP_CALL_UID", VENDOR_HYP_UID, 0, { 0 } },
 	{ "VENDOR_HYP_FEATURES", VENDOR_HYP_FEATURES, 0, { 0 } },
+};
+
+static const struct function async_pf[] = {
+	{ "ASYNC_PF_VERSION", ASYNC_PF_CALL, 1, { 0 } },
+	{ "ASYNC_PF_SLOTS", ASYNC_PF_CALL, 1, { 1 } },
 };
 static const u32 kvm_uid[4] = { 0xb66fb428, 0xe911c52e, 0x564bcaa9, 0x743a004d };
 
@@ -231,6 +237,7 @@ void guest_main(struct cpu *cpu)
 	SERVICE("std-trng", trng, on[STD_TRNG]);
 	SERVICE("std-sdei", sdei, on[STD_SDEI]);
 	SERVICE("vendor-hyp", vendor, on[VENDOR_HYP]);
+	SERVICE("async-pf", async_pf, on[ASYNC_PF]);
 	SERVICE("always", always, true);
 	SERVICE("unknown", unknown, false);
 	print("\n");

@@ -134,7 +134,7 @@ def test_what_ours_hold(service: Service) -> None:
     assert get("SDEI_STATE.0x5", 1) == 0  # never registered there
     assert [get("SDEI_POWER", vcpu) for vcpu in range(4)] == [1, 0, 0b111, 1]
     assert [get("SDEI_AFFINITY", vcpu) for vcpu in range(4)] == [0x0, 0x1, 0x100, 0x02_0000_0100]
-    assert get("SDEI_LAYOUT") == 0x1_0000
+    assert get("SDEI_LAYOUT") == 0x1_0001
     assert get("SDEI_VERSION") == 0x0001_0001_004B_564D
     assert get("SDEI_POLICY") == 0b100_0011
     assert get("SDEI_VCPUS") == 4
@@ -328,7 +328,7 @@ REFUSED: list[Case] = [
     # what the service is made of
     ("affinity", {("SDEI_AFFINITY", 1): 2}, "SDEI_AFFINITY", "it is 0x1 here, and cannot be 0x2"),
     ("layout", {("SDEI_LAYOUT", None): 0x2_0000}, "SDEI_LAYOUT", "are of layout 2.0, and this sdeivirt knows 1.0"),
-    ("newer layout", {("SDEI_LAYOUT", None): 0x1_0001}, "SDEI_LAYOUT", "are of layout 1.1"),
+    ("newer layout", {("SDEI_LAYOUT", None): 0x1_0002}, "SDEI_LAYOUT", "are of layout 1.2"),
     ("version", {("SDEI_VERSION", None): 0x0001_0000_004B_564D}, "SDEI_VERSION", "cannot be"),
     ("policy", {("SDEI_POLICY", None): 0}, "SDEI_POLICY", "it is 0x43 here"),
     ("vCPUs", {("SDEI_VCPUS", None): 5}, "SDEI_VCPUS", "it is 0x4 here, and cannot be 0x5"),
@@ -661,7 +661,7 @@ def test_more_events_than_ids() -> None:
         ({"vm": {}, "vcpus": [], "more": 1}, "this is no dump"),
         ({"vm": [], "vcpus": []}, "this is no dump"),
         ({"vm": {}, "vcpus": []}, "SDEI_LAYOUT .* it is missing"),
-        ({"vm": {"SDEI_LAYOUT": "0x10001", "SDEI_NEW": 0}, "vcpus": []}, "are of layout 1.1"),
+        ({"vm": {"SDEI_LAYOUT": "0x10002", "SDEI_NEW": 0}, "vcpus": []}, "are of layout 1.2"),
         ({"vm": {"SDEI_LAYOUT": "0x10000", "SDEI_NEW": 0}, "vcpus": []}, "there is no register 'SDEI_NEW'"),
         ({"vm": {"SDEI_LAYOUT": "0x10000"}, "vcpus": [7]}, "this is no dump"),
         ({"vm": {"SDEI_LAYOUT": "0x10000"}, "vcpus": [{"SDEI_PE_STATE": "x"}]}, "'x' is no register's value"),

@@ -30,6 +30,8 @@ SHARED = 0x4000_0010
 GUEST = ["--guest", "listen", "--vcpus", "2", "--append", f"events=0,{SHARED:#x}", "--event", f"{SHARED:#x}:shared"]
 READY = ["listening: CPU#0", "listening: CPU#1"]
 PENDING = 0x6030_0000_0014_000B
+MASKED = {"register": "SDEI_PE_STATE", "value": 1, "vcpu": 0}
+SWITCHED_OFF = {"register": "STD_BMAP", "value": 1}
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,29 @@ def test_dump_and_load(run: Run, here: VmProcess, client: VmClient, tmp_path: Pa
     assert run("dump") == dump
 
 
+@process
+def test_the_service_bitmaps(run: Run, here: VmProcess) -> None:
+    """KVM's: which services the guest finds. They are fixed once it has run, so only what they are can be set."""
+    rows = {row["id"]: row for row in json.loads(run("list", "--json"))}
+    assert rows["0x6030000000160000"] == {
+        "id": "0x6030000000160000",
+        "name": "STD_BMAP",
+        "size": 64,
+        "vcpu": None,
+        "value": "0x3",
+        "text": "std-trng, std-sdei",
+    }
+    assert [rows[f"0x603000000016000{i}"]["name"] for i in (1, 2)] == ["STD_HYP_BMAP", "VENDOR_HYP_BMAP"]
+    assert "BMAP" not in run("list", "--vcpu", "0")
+    for name in ("STD_BMAP", "std_bmap", "0x6030000000160000", str(0x6030_0000_0016_0000)):
+        assert run("get", name) == "STD_BMAP (0x6030000000160000) = 0x3: std-trng, std-sdei\n"
+    assert run("set", "STD_BMAP=0x3", "SDEI_PE_STATE@0=0", "--pause") == ""
+    assert "BMAP" not in run("dump")
+    with VmProcess(here.runtime, *GUEST, "--disable", "std-trng", name="other") as other:
+        other.wait_out(READY[0])
+        assert cli(here.runtime, "registers", "other", "get", "STD_BMAP").stdout.endswith("= 0x2: std-sdei\n")
+
+
 # -- the commands
 
 
@@ -208,6 +233,9 @@ def test_the_client(here: VmProcess, client: VmClient, monkeypatch: pytest.Monke
         assert client.dump_registers() == dump
         with pytest.raises(RegisterError, match="this is no dump"):
             client.load_registers({"vm": 1})
+        client.set_registers([{"register": "SDEI_PE_STATE", "vcpu": 0, "value": 1}])
+        assert client.dump_registers() != dump
+        client.load_registers(dump)
         assert sorted(here.path.iterdir()) == files
     finally:
         client.resume()
@@ -229,6 +257,13 @@ def test_the_client(here: VmProcess, client: VmClient, monkeypatch: pytest.Monke
         ("set-registers", {"registers": [{"register": PENDING, "value": 0, "vcpu": "0"}]}, "index is a number"),
         ("set-registers", {"registers": [{"register": PENDING, "value": [], "vcpu": 0}]}, "is no register's value"),
         ("set-registers", {"registers": [{"register": PENDING, "value": 0}]}, "is one of each vCPU"),
+        ("set-registers", {}, "give one of the two"),
+        ("set-registers", {"registers": [], "file": "/x"}, "give one of the two"),
+        ("set-registers", {"file": "/proc/self/environ"}, "holds no JSON"),
+        ("set-registers", {"registers": [SWITCHED_OFF]}, "STD_BMAP (0x6030000000160000): it is 0x3, and cannot change"),
+        ("set-registers", {"registers": [MASKED, SWITCHED_OFF]}, "cannot change after a vCPU has run"),
+        ("set-registers", {"registers": [{"register": "STD_BMAP", "value": 7}]}, "it has no bits 0x4"),
+        ("set-registers", {"registers": [{"register": "STD_BMAP", "value": 3, "vcpu": 0}]}, "is one of the VM"),
         ("load-registers", {}, "give one of the two"),
         ("load-registers", {"dump": {}, "file": "/x"}, "give one of the two"),
         ("load-registers", {"dump": []}, "argument 'dump' must be an object"),
@@ -322,9 +357,11 @@ def test_what_is_being_handed_over_is_not_set() -> None:
         with pytest.raises(StateError, match="that is running cannot be set"):
             load_registers(machine, dump_registers(machine))
         machine.pause()
-        machine._detour = Detour()
+        machine.save_state(Detour())
+        assert machine.leaving
         with pytest.raises(StateError, match="is being handed over"):
             load_registers(machine, dump_registers(machine))
         machine.keep_state()
+        assert not machine.leaving
         load_registers(machine, dump_registers(machine))
         assert Registers(machine.firmware.sdei).dump().vcpus[1]

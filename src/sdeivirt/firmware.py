@@ -12,6 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from .asyncpf import OFF, AsyncPfSettings
+from .asyncpf.block import ControlMemory, NoMemory
+from .asyncpf.events import with_event
+from .asyncpf.service import AsyncPf
 from .cpu import CpuFeatures, RegisterView
 from .sdei import EventDefinition, Policy, Sdei
 from .sdei.model import Pe
@@ -26,10 +30,11 @@ __all__ = ["Firmware"]
 
 
 class Firmware:
-    """SMCCC routing with ARCH, PSCI, SDEI, TRNG and vendor-hyp services for a set of PEs.
+    """SMCCC routing with ARCH, PSCI, SDEI, TRNG, vendor-hyp and async-pf services for a set of PEs.
 
     `entry_ok(address)` tells whether PSCI may start a PE there; `control` does
-    what PSCI decides. `entropy(n)` gives n random bytes.
+    what PSCI decides. `entropy(n)` gives n random bytes. `async_pf` is what
+    there is of asynchronous page faults, whose control blocks are in `memory`.
     """
 
     def __init__(
@@ -42,16 +47,21 @@ class Firmware:
         features: CpuFeatures | None = None,
         entry_ok: Callable[[int], bool] = lambda _entry: True,
         entropy: Callable[[int], bytes] = os.urandom,
+        async_pf: AsyncPfSettings = OFF,
+        memory: ControlMemory | None = None,
     ) -> None:
-        self.sdei = Sdei(pes, events, policy, features)
+        self.sdei = Sdei(pes, with_event(events, async_pf), policy, features)
         self.pes = self.sdei.pes
+        self.asyncpf = AsyncPf(self.sdei, memory or NoMemory(), async_pf)
         self.psci = Psci([pe.affinity for pe in self.pes], control, entry_ok)
         self.router = Router()
         self.router.register(arch_service(self.router))
         self.router.register(self.psci.service())
         self.router.register(self.sdei.service())
         self.router.register(trng_service(entropy))
-        self.router.register(vendor_hyp_service())
+        self.router.register(vendor_hyp_service(self.router))
+        if async_pf.on:
+            self.router.register(self.asyncpf.service())
         self._delivery = self.sdei.delivery
         self._functions = self.router.functions
 
@@ -75,7 +85,11 @@ class Firmware:
         elif result is Disposition.STOPPED:
             return False
         elif result is Disposition.CONTEXT:
-            # A handler ended. What waited for it, if anything, is entered at once.
+            # A handler ended. It has emptied the mailbox, if it was that of asynchronous page faults.
+            faults = pe.async_pf
+            if faults is not None and faults.ready:
+                self.asyncpf.tell_ready(pe)
+            # What waited for it, if anything, is entered at once.
             if pe.ready or delivery.shared_ready:
                 handler = delivery.next(pe)
                 if handler is not None:

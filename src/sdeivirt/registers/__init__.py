@@ -12,10 +12,12 @@ values.py     the bits and structures in them
 capture.py    from records to numbers
 draft.py      from numbers to records, each alone
 rules.py      which states can be; going on from one
+asyncpf.py    those of asynchronous page faults
 origin.py     what a service is made of, which must be the same
 access.py     list, get, set, dump, load
 text.py       registers for people, and as JSON
 sections.py   registers in a stream, and the rest of the firmware's state
+bitmaps.py    KVM's bitmaps of services, which a VM has beside them
 running.py    the registers of a running VM
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..sdei.abi import version_word
 from ..sdei.model import Event, Frame, Handler, Pe
-from . import ids, values
+from . import asyncpf, ids, values
 from .ids import LAYOUT_VERSION, Catalog, standard
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def _read_pe(pe: Pe, catalog: Catalog, every: bool) -> dict[int, int]:
     if every or power:
         found[ids.POWER.id] = power
     _context(found, ids.CRITICAL_CONTEXT.id, pe.critical, every)
-    if every:
-        found[ids.ASYNC_PF_CONTROL.id] = found[ids.ASYNC_PF_INTERRUPT.id] = 0
+    found |= asyncpf.read(pe, every)
     for handler in sorted(pe.handlers.values(), key=lambda each: each.event.index):
         _read_handler(found, handler.event, handler, every)
     return found

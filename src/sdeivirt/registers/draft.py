@@ -20,6 +20,7 @@ from .ids import Catalog, Impossible, Kind, standard
 from .values import M64
 
 if TYPE_CHECKING:
+    from ..asyncpf.state import PeFaults
     from ..sdei.service import Sdei
 
 __all__ = ["Context", "Draft", "DraftPe", "draft"]
@@ -45,13 +46,15 @@ class Context:
 
 @dataclass(slots=True)
 class DraftPe:
-    """What a PE is to have; `power` is SDEI_POWER, `handlers` are by event index."""
+    """What a PE is to have; `power` is SDEI_POWER, `handlers` are by event index, `async_pf` by register."""
 
     power: int = 0
     masked: bool = True
     normal: Context = field(default_factory=lambda: Context(ids.EVENT_CONTEXT))
     critical: Context = field(default_factory=lambda: Context(ids.CRITICAL_CONTEXT))
     handlers: dict[int, Handler] = field(default_factory=dict)
+    async_pf: dict[Kind, int] = field(default_factory=dict)
+    faults: PeFaults | None = None  # what those say
 
     @property
     def online(self) -> bool:
@@ -134,9 +137,8 @@ class _Reader:
         elif kind is ids.POWER:
             _check_bits(kind.id, vcpu, value, values.POWER_ALL)
             pe.power = value
-        elif (kind is ids.ASYNC_PF_CONTROL or kind is ids.ASYNC_PF_INTERRUPT) and value:
-            reason = "it must be 0, since there are no asynchronous page faults in this version"
-            raise Impossible(kind.id, vcpu, reason, "use a newer sdeivirt for a guest that has them")
+        elif kind in ids.ASYNC_PF:
+            pe.async_pf[kind] = value
 
     # -- an event
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "LAYOUT_VERSION", "MAX_EVENTS", "Catalog", "Impossible", "Kind", "Register", "Scope", "standard"]
 
 # Major and minor. A register more is a minor; a register that means something else is a major.
-LAYOUT_VERSION = (1, 0)
+LAYOUT_VERSION = (1, 1)  # 1.1 has those of asynchronous page faults
 MAX_EVENTS = 1 << 16
 
 _ARM64 = 0x6000_0000_0000_0000
@@ -98,6 +98,20 @@ POWER = _make("SDEI_POWER", 64, 0x5D8, 1)
 CRITICAL_CONTEXT = _make("SDEI_CRITICAL_CONTEXT", 2048, 0x5D8, 2)
 ASYNC_PF_CONTROL = _make("SDEI_ASYNC_PF_CONTROL", 64, 0x5D8, 3)
 ASYNC_PF_INTERRUPT = _make("SDEI_ASYNC_PF_INTERRUPT", 64, 0x5D8, 4)
+ASYNC_PF_STATE = _make("SDEI_ASYNC_PF_STATE", 64, 0x5D8, 5)
+ASYNC_PF_RING = _make("SDEI_ASYNC_PF_RING", 64, 0x5D8, 6)
+ASYNC_PF_TOKENS = _make("SDEI_ASYNC_PF_TOKENS", 2048, 0x5D8, 7)
+ASYNC_PF_READY = _make("SDEI_ASYNC_PF_READY", 2048, 0x5D8, 8)
+ASYNC_PF_COUNTS = _make("SDEI_ASYNC_PF_COUNTS", 256, 0x5D8, 9)
+ASYNC_PF = (
+    ASYNC_PF_CONTROL,
+    ASYNC_PF_INTERRUPT,
+    ASYNC_PF_STATE,
+    ASYNC_PF_RING,
+    ASYNC_PF_TOKENS,
+    ASYNC_PF_READY,
+    ASYNC_PF_COUNTS,
+)
 
 KINDS = (
     *EVENT_HANDLER,
@@ -121,8 +135,7 @@ KINDS = (
     AFFINITY,
     POWER,
     CRITICAL_CONTEXT,
-    ASYNC_PF_CONTROL,
-    ASYNC_PF_INTERRUPT,
+    *ASYNC_PF,
 )
 _ROWS = {kind.id >> 16: kind for kind in KINDS if kind.indexed}
 _SINGLE = {kind.id: kind for kind in KINDS if not kind.indexed}

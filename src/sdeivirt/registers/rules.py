@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..sdei.model import Frame, Handler, Pe
-from . import ids, values
+from . import asyncpf, ids, values
 from .draft import Context, Draft, DraftPe
 from .ids import Impossible, standard
 
@@ -41,6 +41,7 @@ def judge(sdei: Sdei, draft: Draft) -> None:
         values.set_counts(handler, draft.counts.get((vcpu, handler.event.index), 0))
     for vcpu, pe in enumerate(draft.pes):
         _judge_pe(vcpu, pe)
+        pe.faults = asyncpf.make(sdei.pes[vcpu], pe.online, pe.async_pf)
 
 
 def _refuse(handler: Handler, vcpu: int | None, status: int, reason: str) -> Impossible:
@@ -124,6 +125,7 @@ def install(sdei: Sdei, draft: Draft) -> None:
         pe.suspended = bool(new.power & values.POWER_SUSPENDED)
         pe.wakeable = bool(new.power & values.POWER_WAKEABLE)
         pe.masked = new.masked
+        pe.async_pf = new.faults
         pe.normal = _frame(new.normal)
         pe.critical = _frame(new.critical)
         pe.handlers = {index: handler for index, handler in new.handlers.items() if _used(handler)}

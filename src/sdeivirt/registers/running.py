@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RegisterError, StateError
 from . import text
 from .access import Registers
+from .bitmaps import Bitmaps
 
 if TYPE_CHECKING:
     from ..machine import Machine
@@ -32,7 +33,9 @@ def list_registers(machine: Machine, vcpu: int | None = None) -> list[dict[str, 
     with machine.lock:
         registers = Registers(machine.firmware.sdei)
         every = [None, *range(len(machine.firmware.pes))] if vcpu is None else [vcpu]
-        return [_tell(registers, id, each, value) for each in every for id, value in registers.read(each).items()]
+        found = [_tell(registers, id, each, value) for each in every for id, value in registers.read(each).items()]
+        bitmaps = Bitmaps(machine.firmware.router)
+        return ([_tell_bitmap(bitmaps, id) for id in bitmaps.read()] if vcpu is None else []) + found
 
 
 def get_register(machine: Machine, register: str, vcpu: int | None = None) -> list[dict[str, Any]]:
@@ -41,7 +44,10 @@ def get_register(machine: Machine, register: str, vcpu: int | None = None) -> li
     Raises RegisterError, UnknownVcpuError.
     """
     with machine.lock:
-        registers = Registers(machine.firmware.sdei)
+        registers, bitmaps = Registers(machine.firmware.sdei), Bitmaps(machine.firmware.router)
+        bitmap = bitmaps.parse(register)
+        if bitmap is not None:
+            return [_tell_bitmap(bitmaps, bitmap)]
         id = registers.find(register)
         if vcpu is not None or not registers.is_of_vcpu(id):
             every: Sequence[int | None] = [vcpu if registers.is_of_vcpu(id) else None]
@@ -55,18 +61,31 @@ def set_registers(machine: Machine, assignments: Sequence[object]) -> None:
 
     Raises RegisterError, UnknownVcpuError, StateError.
     """
-    with _changing(machine) as registers, registers.transaction() as transaction:
-        for each in assignments:
-            if not isinstance(each, dict) or not {"register", "value"} <= each.keys() <= _MEMBERS:
-                raise RegisterError(
-                    "this is no register's new value",
-                    'one is {"register": "SDEI_PE_STATE", "value": "0x1", "vcpu": 0}',
-                )
-            vcpu = each.get("vcpu")
-            if vcpu is not None and (not isinstance(vcpu, int) or isinstance(vcpu, bool)):
-                raise RegisterError("a vCPU's index is a number", "leave it out for a register of the VM")
-            id = registers.find(str(each["register"]))
-            transaction.set(id, text.parse_value(each["value"]), vcpu)
+    bitmaps = Bitmaps(machine.firmware.router)
+    switches = []
+    with _changing(machine) as registers:
+        with registers.transaction() as transaction:
+            for register, value, vcpu in map(_assignment, assignments):
+                bitmap = bitmaps.parse(register)
+                if bitmap is not None:
+                    switches.append((bitmaps.check(bitmap, value, vcpu), value))
+                else:
+                    transaction.set(registers.find(register), value, vcpu)
+        for switch, value in switches:
+            switch.set(value)
+
+
+def _assignment(each: object) -> tuple[str, int, int | None]:
+    """Register, value and vCPU of an assignment. Raises RegisterError."""
+    if not isinstance(each, dict) or not {"register", "value"} <= each.keys() <= _MEMBERS:
+        raise RegisterError(
+            "this is no register's new value",
+            'one is {"register": "SDEI_PE_STATE", "value": "0x1", "vcpu": 0}',
+        )
+    vcpu = each.get("vcpu")
+    if vcpu is not None and (not isinstance(vcpu, int) or isinstance(vcpu, bool)):
+        raise RegisterError("a vCPU's index is a number", "leave it out for a register of the VM")
+    return str(each["register"]), text.parse_value(each["value"]), vcpu
 
 
 def dump_registers(machine: Machine) -> dict[str, Any]:
@@ -80,6 +99,18 @@ def load_registers(machine: Machine, document: object) -> None:
     """Have a paused machine take over what :func:`dump_registers` gave. Raises RegisterError, StateError."""
     with _changing(machine) as registers:
         registers.load(text.from_json(registers, document))
+
+
+def _tell_bitmap(bitmaps: Bitmaps, id: int) -> dict[str, Any]:
+    value = bitmaps.read()[id]
+    return {
+        "id": f"{id:#x}",
+        "name": bitmaps.name(id),
+        "size": 64,
+        "vcpu": None,
+        "value": f"{value:#x}",
+        "text": bitmaps.describe(id, value),
+    }
 
 
 def _tell(registers: Registers, id: int, vcpu: int | None, value: int) -> dict[str, Any]:
@@ -98,7 +129,7 @@ def _tell(registers: Registers, id: int, vcpu: int | None, value: int) -> dict[s
 def _changing(machine: Machine) -> Iterator[Registers]:
     """The registers of a paused machine, with its lock held; PEs look at what is new when they go on."""
     with machine.lock:
-        if machine._detour is not None:
+        if machine.leaving:
             raise StateError("the guest is being handed over", "set registers before or after, and where it then is")
         if machine.state != "paused":
             raise StateError(

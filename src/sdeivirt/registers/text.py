@@ -15,7 +15,7 @@ from typing import Any
 from ..cpu import PSTATE_DAIF, PSTATE_MODE
 from ..errors import RegisterError
 from ..sdei.model import bits
-from . import ids, values
+from . import asyncpf, ids, values
 from .access import Registers
 from .capture import Dump
 from .ids import Impossible, Kind, Register
@@ -40,8 +40,9 @@ def parse_value(value: object) -> int:
         return int(value, 16 if value[:2] in ("0x", "0X") else 10)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    shown = value[:40] if isinstance(value, str) else type(value).__name__
-    raise RegisterError(f"{shown!r} is no register's value", "write it in hexadecimal with 0x, up to 512 digits")
+    shown = (value if isinstance(value, str) else repr(value))[:40]
+    hint = "write it in decimal, up to 20 digits, or in hexadecimal with 0x, up to 512"
+    raise RegisterError(f"{shown!r} is no register's value", hint)
 
 
 # -- JSON
@@ -103,7 +104,7 @@ def describe(register: Register, value: int) -> str:
     if kind is ids.COUNTS:
         counts = (value >> 64 * i & M64 for i in range(4))
         return ", ".join(f"{count} {name}" for count, name in zip(counts, _COUNTS, strict=True))
-    return _word(kind, value)
+    return asyncpf.describe(kind, value) if kind in ids.ASYNC_PF else _word(kind, value)
 
 
 def _named(value: int, names: tuple[str, ...]) -> list[str]:

@@ -51,6 +51,7 @@ class Delivery:
         self._on_posted: tuple[Callable[[Handler], None], ...] = ()
         self._on_delivered: tuple[Callable[[Pe, Handler], None], ...] = ()
         self._on_completed: tuple[Callable[[Pe, Handler, bool], None], ...] = ()
+        self._on_abandoned: tuple[Callable[[Pe], None], ...] = ()
 
     def observe(self, observer: Observer) -> None:
         """Call the hooks that `observer` overrides."""
@@ -62,6 +63,7 @@ class Delivery:
         self._on_posted += overridden("posted")
         self._on_delivered += overridden("delivered")
         self._on_completed += overridden("completed")
+        self._on_abandoned += overridden("abandoned")
 
     def take_kicks(self) -> int:
         """The PEs to be stopped, as a bitmap; asked once."""
@@ -284,3 +286,5 @@ class Delivery:
                 self.change(handler, _UNREGISTERED)
                 self.released(handler)
         self.refresh(pe)
+        for hook in self._on_abandoned:
+            hook(pe)

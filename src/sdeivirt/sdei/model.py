@@ -11,9 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..cpu import CpuFeatures
 from .events import Priority
+
+if TYPE_CHECKING:
+    from ..asyncpf.state import PeFaults
 
 __all__ = ["Event", "Handler", "Frame", "Pe", "bits"]
 
@@ -103,6 +107,7 @@ class Pe:
     ready: int = 0  # events that this PE alone may take: pending and enabled
     registered: int = 0  # private events with a handler in any state but unregistered
     handlers: dict[int, Handler] = field(default_factory=dict)  # by event index
+    async_pf: PeFaults | None = None  # its asynchronous page faults, where the platform has them
     bit: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -23,3 +23,6 @@ class Observer:
 
     def completed(self, pe: Pe, handler: Handler, failed: bool) -> None:
         """A handler ended, by a call or because its PE was turned off."""
+
+    def abandoned(self, pe: Pe) -> None:
+        """A PE was turned off or reset, or is about to start: it has no handlers, and is masked."""

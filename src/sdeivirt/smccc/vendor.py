@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..cpu import RegisterView
 from .ids import Owner
-from .router import Caller, Result, Service
+from .router import Caller, Result, Router, Service
 
 __all__ = ["vendor_hyp_service", "KVM_UID", "VENDOR_HYP_FEATURES", "VENDOR_HYP_UID"]
 
@@ -19,17 +19,18 @@ VENDOR_HYP_UID = 0x8600_FF01
 # 28b46fb6-2ec5-11e9-a9ca-4b564d003a74 in four words, x0 first.
 KVM_UID = (0xB66F_B428, 0xE911_C52E, 0x564B_CAA9, 0x743A_004D)
 
-FEATURE_FEATURES = 1 << 0  # the features call itself
 
+def vendor_hyp_service(router: Router) -> Service:
+    """The service behind bit 0 of the vendor-hyp bitmap. Its features are the bits that are set in the bitmap.
 
-def vendor_hyp_service() -> Service:
-    """The service behind bit 0 of the vendor-hyp bitmap."""
+    Bit 0 is the features call itself, bit 2 asynchronous page faults, as KVM has them (bit 1 would be its PTP clock).
+    """
 
     def uid(_caller: Caller, _view: RegisterView) -> Result:
         return KVM_UID
 
     def features(_caller: Caller, _view: RegisterView) -> Result:
-        return FEATURE_FEATURES, 0, 0, 0
+        return router.bitmaps[Owner.VENDOR_HYP].value, 0, 0, 0
 
     return Service(
         name="vendor-hyp",
