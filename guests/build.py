@@ -5,8 +5,8 @@
 
 Every *.c file next to this one is a guest; NAME_asm.S and all of lib/ are linked into it. Any other *.S file is
 a guest by itself.
-conform/ is the conformance suite, hostile/ a guest that attacks, mover/ one that is moved; monitor/ the program under
-which guests run on QEMU, image/ the head of an arm64 Image around a guest.
+conform/ is the conformance suite, hostile/ a guest that attacks, mover/ one that is moved, tasks/ one with tasks;
+monitor/ the program under which guests run on QEMU, image/ the head of an arm64 Image around a guest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LINK_FLAGS = ["-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,max-page-si
 
 
 # Guests with a folder of their own.
-_OF_MANY_FILES = ("conform", "hostile", "mover")
+_OF_MANY_FILES = ("conform", "hostile", "mover", "tasks")
 _INPUTS = {".c", ".h", ".S", ".ld", ".py"}
 
 
