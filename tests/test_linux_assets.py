@@ -237,7 +237,8 @@ def test_the_files_of_a_kernel_belong_together(which: str) -> None:
     files = {name: data for name, _, data, _ in read_newc(gzip.decompress(assets.initrd.read_bytes()))}
     assert files["lib/sdei_client.ko"] == module
     assert files["init"].startswith(b"#!/bin/sh\n")
-    for program in ("busybox", "regcheck", "forkbench", "cpubench"):
+    assert b"license=Dual MIT/GPL" in files["lib/sdei_async_pf.ko"]
+    for program in ("busybox", "regcheck", "forkbench", "cpubench", "pagework"):
         assert files[f"bin/{program}"][:4] == b"\x7fELF", program
     assert (assets.image.parent / "release").read_text().strip() == assets.release
 

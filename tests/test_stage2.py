@@ -54,7 +54,17 @@ def test_it_uses_the_largest_blocks_and_can_map_elsewhere() -> None:
     assert walk(words, BASE, 0x1000) == 0x5000 | Kind.READ_ONLY
     assert walk(words, BASE, 0x2000) == 0x2000 | Kind.RAM
     with pytest.raises(UsageError, match="too many pieces"):
-        stage2.unmap(512 * GIB, 512 * GIB + 16 * BLOCK)
+        for block in range(512 * GIB, 512 * GIB + 16 * BLOCK, BLOCK):
+            stage2.map(block, block + PAGE, Kind.RAM)
+
+
+def test_taking_whole_blocks_away_needs_no_tables() -> None:
+    words, stage2 = tables(4)
+    stage2.map(GIB, 2 * GIB, Kind.RAM)
+    stage2.unmap(GIB, 2 * GIB - PAGE)
+    assert walk(words, BASE, GIB) is None
+    assert walk(words, BASE, 2 * GIB - 2 * PAGE) is None
+    assert walk(words, BASE, 2 * GIB - PAGE) == 2 * GIB - PAGE | Kind.RAM
 
 
 def test_a_page_is_found_by_its_word() -> None:
@@ -75,11 +85,47 @@ def test_tables_that_a_block_replaces_are_used_again() -> None:
         for block in range(3):
             stage2.page(GIB + block * BLOCK)
             assert walk(words, BASE, GIB + block * BLOCK + 511 * PAGE) == GIB + block * BLOCK + 511 * PAGE | Kind.RAM
+        stage2.flushed(stage2.released)
     stage2.unmap(3 * BLOCK + GIB - 2 * PAGE, 3 * BLOCK + GIB)
     stage2.map(GIB, 2 * GIB, Kind.RAM)
     stage2.unmap(700 * GIB, 700 * GIB + PAGE)  # a table that has been used before holds nothing of that
     assert walk(words, BASE, 700 * GIB + PAGE) is None
     assert walk(words, BASE, GIB) == GIB | Kind.RAM
+
+
+def test_a_table_that_a_cpu_may_be_in_is_left_as_it_is_until_tlbs_are_flushed() -> None:
+    """A CPU that is on its way through it finds what was there, and not pieces of another block."""
+    words, stage2 = tables(16)
+    stage2.map(GIB, 2 * GIB, Kind.RAM)
+    for block in range(4):
+        stage2.page(GIB + block * BLOCK)
+    before = bytes(words)
+    stage2.map(GIB, 2 * GIB, Kind.WATCHED)
+    assert stage2.resting
+    early = stage2.released
+    level1 = 2 * 512 * 8
+    assert bytes(words)[level1:] == before[level1:], "what was let go is as it was"
+    for block in range(4):
+        stage2.page(GIB + (8 + block) * BLOCK)
+    assert bytes(words)[level1 : level1 + 5 * 4096] == before[level1 : level1 + 5 * 4096]
+    stage2.map(GIB, 2 * GIB, Kind.RAM)  # later than the flush that is told of now
+    stage2.flushed(early)
+    assert stage2.resting
+    stage2.flushed(early)
+    again = [stage2.page(GIB + block * BLOCK) // 512 for block in range(4)]
+    assert set(again) <= {2, 3, 4, 5, 6}, "those that have rested"
+    stage2.flushed(stage2.released)
+    assert not stage2.resting
+
+
+def test_where_nobody_flushes_a_table_is_used_again_rather_than_none() -> None:
+    words, stage2 = tables(2 + 1 + 1)
+    for turn in range(5):
+        stage2.map(GIB, 2 * GIB, Kind.RAM)
+        address = GIB + turn * BLOCK
+        words[stage2.page(address)] = address | Kind.WATCHED | 3
+        assert walk(words, BASE, address) == address | Kind.WATCHED
+        assert walk(words, BASE, address + PAGE) == address + PAGE | Kind.RAM
 
 
 @pytest.mark.parametrize("mebibytes", [2, 3, 64, 1023, 1025, 4097])

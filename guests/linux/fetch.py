@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches what a Linux guest needs: a Debian kernel, a module with an SDEI client for it, and a file system in memory.
+"""Fetches what a Linux guest needs: a Debian kernel, modules of ours for it, and a file system in memory.
 
     python guests/linux/fetch.py --kernel bookworm|newest [--out DIR] [--update]
 
     Image             the kernel, unpacked
-    sdei_client.ko    the module
-    initrd.cpio.gz    busybox, the module, the kernel's own for virtio, the programs in user/, /init
+    sdei_client.ko    an SDEI client
+    sdei_async_pf.ko  asynchronous page faults
+    initrd.cpio.gz    busybox, both modules, the kernel's own for virtio, the programs in user/, /init
     release           what `uname -r` says in the guest
 
 The packages are kept in build/linux/cache, so that only --update and the first time need a network.
@@ -44,6 +45,9 @@ SUITES = [
     *("bookworm", "bookworm-updates", "bookworm-security", "bookworm-backports"),
     *("trixie", "trixie-updates", "trixie-security", "trixie-backports"),
 ]
+# Our modules, and where in SOURCE each is.
+MODULES = {"sdei_client": ".", "sdei_async_pf": "async_pf"}
+
 # How the kernel's version begins.
 KERNELS = {"bookworm": "6.1.", "newest": ""}
 
@@ -53,7 +57,7 @@ _STAMP = "stamp.json"
 
 @dataclass(frozen=True)
 class LinuxAssets:
-    """A kernel and what goes with it, as files; `release` is what `uname -r` says."""
+    """A kernel and what goes with it, as files; `module` is the client; `release` is what `uname -r` says."""
 
     image: Path
     initrd: Path
@@ -210,7 +214,7 @@ def _kbuild(apt: Apt, name: str, version: str) -> Stanza:
 
 def _make(apt: Apt, packages: Packages, debs: Path, scratch: Path) -> tuple[Packages, dict[str, bytes]]:
     image = _kernel_image([debs / name for name in packages.image], packages.release)
-    progress("building sdei_client.ko")
+    progress(f"building {' and '.join(MODULES)}")
     tree = scratch / "headers"
     headers = toolchain.prepare_headers([debs / name for name in packages.headers], tree, packages.release)
     foreign = toolchain.foreign_tools(tree)
@@ -219,17 +223,20 @@ def _make(apt: Apt, packages: Packages, debs: Path, scratch: Path) -> tuple[Pack
         libc = packages.libc or apt.download(apt.find(f"libc6:{apt.host}"), debs).name
         packages = Packages(**{**asdict(packages), "libc": libc})
         toolchain.wrap_tools(foreign, debs / libc, scratch / "libc")
-    module = toolchain.build_module(SOURCE, headers, scratch / "module")
+    ours = {
+        f"{name}.ko": toolchain.build_module(SOURCE / folder, name, headers, scratch / name)
+        for name, folder in MODULES.items()
+    }
     programs = {name: toolchain.build_program(SOURCE, name, scratch) for name in toolchain.PROGRAMS}
     busybox = read_member(debs / packages.busybox, r"(usr/)?bin/busybox")
     if busybox is None:
         raise FetchError(f"{packages.busybox} has no busybox in it")
     theirs = modules.find_modules([debs / name for name in packages.modules or []], packages.release)
-    files = [*_file_system(busybox, module, programs), *modules.entries(theirs, packages.release)]
+    files = [*_file_system(busybox, ours, programs), *modules.entries(theirs, packages.release)]
     initrd = gzip.compress(cpio.archive(files), 6, mtime=0)
     return packages, {
         "Image": image,
-        "sdei_client.ko": module,
+        **ours,
         "initrd.cpio.gz": initrd,
         "release": f"{packages.release}\n".encode(),
     }
@@ -259,7 +266,7 @@ def plain_image(data: bytes) -> bytes:
     return data
 
 
-def _file_system(busybox: bytes, module: bytes, programs: dict[str, bytes]) -> Iterator[cpio.Entry]:
+def _file_system(busybox: bytes, ours: dict[str, bytes], programs: dict[str, bytes]) -> Iterator[cpio.Entry]:
     for name in ("bin", "dev", "lib", "proc", "root", "run", "sys", "tmp"):
         yield cpio.directory(name)
     yield cpio.symlink("sbin", "bin")
@@ -269,7 +276,8 @@ def _file_system(busybox: bytes, module: bytes, programs: dict[str, bytes]) -> I
     yield cpio.file("init", (SOURCE / "init.sh").read_bytes(), 0o755)
     yield cpio.file("bin/busybox", busybox, 0o755)
     yield cpio.symlink("bin/sh", "busybox")
-    yield cpio.file("lib/sdei_client.ko", module)
+    for name, data in ours.items():
+        yield cpio.file(f"lib/{name}", data)
     for name, data in programs.items():
         yield cpio.file(f"bin/{name}", data, 0o755)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles what runs in the Linux guest: the module against a Debian kernel's headers, and the programs."""
+"""Compiles what runs in the Linux guest: modules against a Debian kernel's headers, and the programs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ __all__ = [
 ]
 
 CROSS = "aarch64-linux-gnu-"
-PROGRAMS = ("regcheck", "forkbench", "cpubench", "kexec")
+PROGRAMS = ("regcheck", "forkbench", "cpubench", "kexec", "pagework")
 
 _PROGRAM_FLAGS = [
     *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-builtin", "-fno-stack-protector"),
     # Floating point registers belong to regcheck's assembly; the compiler keeps out of them.
-    *("-mgeneral-regs-only", "-fno-pic", "-no-pie", "-nostdlib", "-static", "-Wl,--build-id=none", "-s"),
+    *("-mgeneral-regs-only", "-mno-outline-atomics", "-fno-pic", "-no-pie", "-nostdlib", "-static"),
+    *("-Wl,--build-id=none", "-s"),
 ]
 
 # The kernel's own compiler may be newer than this one. What the option asks for, older compilers spell otherwise.
@@ -111,19 +112,19 @@ def wrap_tools(programs: Sequence[Path], libc: Path, tree: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- compiling
 
 
-def build_module(source: Path, headers: Path, work: Path) -> bytes:
-    """sdei_client.ko for the kernel whose headers these are; `work` is scratch."""
+def build_module(source: Path, name: str, headers: Path, work: Path) -> bytes:
+    """NAME.ko out of NAME.c and Kbuild in `source`, for the kernel whose headers these are; `work` is scratch."""
     work.mkdir(parents=True)
-    for name in ("Kbuild", "sdei_client.c"):
-        shutil.copy(source / name, work)
+    for file in ("Kbuild", f"{name}.c"):
+        shutil.copy(source / file, work)
     compiler = work / "gcc"
     compiler.write_text(_COMPILER, "utf-8")
     compiler.chmod(0o755)
     # Type information for BPF would take pahole and the kernel itself, and the module is loaded without.
     command = ["make", "-C", str(headers), f"M={work}", "ARCH=arm64", f"CROSS_COMPILE={CROSS}", f"CC={compiler}"]
-    _compile([*command, "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"], "sdei_client.ko")
-    module = work / "sdei_client.ko"
-    _compile([f"{CROSS}strip", "--strip-debug", str(module)], "sdei_client.ko")
+    module = work / f"{name}.ko"
+    _compile([*command, "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"], module.name)
+    _compile([f"{CROSS}strip", "--strip-debug", str(module)], module.name)
     return module.read_bytes()
 
 

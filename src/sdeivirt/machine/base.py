@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
+from ..asyncpf import AsyncPfSettings
 from ..cpu import CpuFeatures
-from ..errors import StateError, UsageError
+from ..errors import StateError, StreamError, UsageError
 from ..firmware import Firmware
 from ..migration.sections import Section
 from ..registers.sections import FIRMWARE_SECTIONS, firmware_sections, load_firmware_sections
@@ -36,7 +38,11 @@ from ..sdei.policy import KVM
 from ..sdei.service import Injection
 from ..smccc.ids import Conduit, Owner
 from ..smccc.psci import PowerControl
-from .report import FaultReport, VmStatus, firmware_status
+from ..tables.bootargs import check_bootargs
+from .report import FaultReport, VmStatus, async_pf_status, firmware_status
+
+if TYPE_CHECKING:
+    from .demand import DemandFigures, PageSource
 
 __all__ = [
     "MAX_VCPUS",
@@ -57,6 +63,7 @@ MAX_VCPUS = 512
 PAGE_SIZE = 4096
 MIN_MEMORY = 2 << 20
 MAX_MEMORY = 64 << 30
+MAX_WATCHDOG = 365 * 24 * 3600
 
 
 class EngineOptions:
@@ -81,7 +88,8 @@ class MachineConfig:
 
     `memory` in bytes. `bitmaps` overrides service bitmaps by owner. `seed`
     chooses the deterministic scheduler: same seed, same trace. `bootargs`
-    goes to /chosen in the device tree. `watchdog` is the time in seconds that
+    goes to /chosen in the device tree. `async_pf` is how the guest may be told
+    of pages that are not here yet. `watchdog` is the time in seconds that
     one SDEI handler may run before its vCPU is reported as stuck; None waits
     for ever. `restart` says whether PSCI SYSTEM_RESET starts the guest again or
     ends the run. `directory` is a private one for sockets of the engine's own,
@@ -101,6 +109,7 @@ class MachineConfig:
     restart: bool = True
     directory: Path | None = None
     engine: EngineOptions | None = None
+    async_pf: AsyncPfSettings = AsyncPfSettings()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         for name, kinds in _TYPES.items():
@@ -110,6 +119,11 @@ class MachineConfig:
                 raise UsageError(f"{name} must be {expected}, not {value!r}", _TYPE_HINTS.get(name, ""))
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"a machine cannot have {self.vcpus} vCPUs", f"it can have 1 to {MAX_VCPUS}")
+        check_bootargs(self.bootargs)
+        if self.watchdog is not None and not 0 < self.watchdog <= MAX_WATCHDOG:
+            raise UsageError(
+                f"a watchdog cannot wait for {self.watchdog!r} seconds", "it can wait for more than 0, up to a year"
+            )
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % (1 << 20):
             raise UsageError(
                 f"a machine cannot have {self.memory:#x} bytes of memory",
@@ -131,10 +145,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "restart": (bool,),
     "directory": (Path, type(None)),
     "engine": (EngineOptions, type(None)),
+    "async_pf": (AsyncPfSettings,),
 }
 _TYPE_HINTS = {
     "policy": "the presets are in sdeivirt.POLICIES, by name",
     "conduit": "sdeivirt.Conduit.HVC or .SMC",
+    "async_pf": 'such as sdeivirt.AsyncPfSettings.of("off")',
 }
 
 
@@ -171,10 +187,27 @@ class Detour(Protocol):
     def cancel(self, event: int, vcpu: int | None, affinity: int | None) -> Future[bool]: ...
 
 
+class _PhysicalMemory:
+    """What the services see of the guest's RAM."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def covers(self, address: int, size: int) -> bool:
+        return RAM_BASE <= address <= address + size <= RAM_BASE + self._machine.config.memory
+
+    def read(self, address: int, size: int) -> bytes | None:
+        return self._machine.read_physical(address, size)
+
+    def write(self, address: int, data: bytes) -> bool:
+        return self._machine.write_physical(address, data)
+
+
 class Machine(ABC):
     """A machine. Use as a context manager, or call :meth:`close`."""
 
     kind: ClassVar[str]
+    takes_early: ClassVar[bool] = False  # prepare_save() gives sections, and load_early() takes them
 
     def __init__(self, config: MachineConfig, features: CpuFeatures | None = None) -> None:
         self.config = config
@@ -188,6 +221,8 @@ class Machine(ABC):
             policy=config.policy,
             features=features,
             entry_ok=self._entry_ok,
+            async_pf=config.async_pf,
+            memory=_PhysicalMemory(self),
         )
         for owner, value in config.bitmaps.items():
             self.firmware.router.bitmaps[owner].set(value)
@@ -256,9 +291,19 @@ class Machine(ABC):
 
     # -- moving: a guest that leaves. An engine that has these says so by overriding them all.
 
-    def prepare_save(self) -> None:
-        """The guest is about to be paused and saved: do what can be done while it runs."""
-        return  # most engines have nothing to prepare
+    def prepare_save(self, apart: bool = False) -> list[Section]:
+        """The guest is about to be paused and saved: do what can be done while it runs.
+
+        With `apart`, what of the engine's state is there already: for :meth:`load_early` at the
+        destination, and :meth:`save_state` need not say it again.
+        """
+        return []  # most engines have nothing to prepare
+
+    def pause_to_save(self) -> float:
+        """As :meth:`pause`, after :meth:`prepare_save`; since when the vCPUs stand, by time.monotonic()."""
+        began = time.monotonic()
+        self.pause()
+        return began
 
     def start_dirty_log(self) -> None:
         """Note from now on which pages of RAM the guest writes."""
@@ -292,8 +337,25 @@ class Machine(ABC):
     # -- and one that comes
 
     def start_incoming(self) -> None:
-        """Instead of load() and start(): be ready, with RAM that is all zeroes. The state is "incoming"."""
+        """Instead of load() and start(): be ready, with RAM that is all zeroes. The state is "incoming".
+
+        RAM is there when this returns; the rest of the machine when :meth:`standing` is done.
+        """
         raise self._cannot_move()
+
+    def standing(self) -> Future[None]:
+        """Done when a state can be taken over, or with the error where it never can be. Who loads one waits for it."""
+        stands: Future[None] = Future()
+        stands.set_result(None)
+        return stands
+
+    def load_early(self, section: Section) -> None:
+        """Take over one of those that :meth:`prepare_save` gave, before load_state(). Raises StreamError."""
+        raise StreamError(f"section {section} of machine {self.kind} has come early")
+
+    def _offer_engine(self, sections: Sequence[Section]) -> None:
+        """What :meth:`_load_engine` is about to get: an engine that works by itself can begin."""
+        return
 
     def _load_engine(self, sections: Sequence[Section]) -> None:
         """Take over what :meth:`_save_engine` gave, RAM and firmware being there; paused afterwards.
@@ -301,6 +363,64 @@ class Machine(ABC):
         Raises StreamError. The engine offers each PE a look for events when it goes on.
         """
         raise self._cannot_move()
+
+    # -- pages that are not here yet, see demand.py
+
+    def check_post_copy(self) -> None:
+        """Raises StateError where the guest cannot run before all of its RAM has come."""
+        raise self._cannot_move()
+
+    def pages_of_devices(self) -> list[int]:
+        """Pages that devices access by themselves, past stage 2: they have to come first. The machine is paused."""
+        return []
+
+    def lack_pages(self, absent: bytearray, source: PageSource) -> None:
+        """These pages, a byte a page from RAM_BASE on and 1 for each, come later: whoever touches one waits for it.
+
+        Before :meth:`load_state`; `source` is asked for what is needed at once. Raises StateError
+        where the machine is not incoming, or has no stage 2.
+        """
+        raise self._cannot_move()
+
+    def supply_pages(self, first: int, content: bytes | bytearray | memoryview) -> int:
+        """Whole pages have come, from that one on; how many of them were still absent. Others are left alone."""
+        raise self._cannot_move()
+
+    def supply_zeroes(self, first: int, count: int) -> int:
+        """The same for pages that hold nothing but zeroes."""
+        raise self._cannot_move()
+
+    def evict_pages(self, pages: Sequence[int], source: PageSource) -> dict[int, bytes]:
+        """Take pages away from a guest that runs; what they held. They are absent then, and `source` is asked for them.
+
+        One that the guest touches meanwhile stays. Raises StateError where the guest does not run.
+        """
+        raise self._cannot_move()
+
+    def absent(self) -> bytearray:
+        """Which pages are absent, a byte a page."""
+        return bytearray(self.config.memory // PAGE_SIZE)
+
+    @property
+    def absent_count(self) -> int:
+        """How many pages are absent."""
+        return 0
+
+    def demand_figures(self) -> DemandFigures:
+        """What has become of accesses to absent pages."""
+        raise self._cannot_move()
+
+    def read_physical(self, address: int, size: int) -> bytes | None:
+        """The guest's RAM by physical address; None where there is none, or not yet. With the lock held."""
+        return None
+
+    def write_physical(self, address: int, data: bytes) -> bool:
+        """Write there; False where there is nothing, or not yet. With the lock held."""
+        return False
+
+    def pulse(self, vcpu: int, intid: int) -> None:
+        """Make a private interrupt of a PE pending, as an edge on its line would. From any thread."""
+        raise UsageError(f"machine {self.kind} has no interrupts", "machines unicorn and qemu have")
 
     def abandon(self, error: BaseException) -> None:
         """The guest does not come after all: end the run, and raise that in :meth:`wait`."""
@@ -319,10 +439,17 @@ class Machine(ABC):
         with self.lock:
             if self.state != "paused":
                 raise StateError(f"the state of a machine that is {self.state} cannot be saved", "pause it first")
+            if self.absent_count:
+                raise StateError(f"{self.absent_count} pages of the guest are not here yet", "wait for the last one")
             self._detour = detour
         engine = self._save_engine()
         with self.lock:
             return firmware_sections(self.firmware) + engine
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the state has been written down for somewhere else, so that nothing may change here any more."""
+        return self._detour is not None
 
     def keep_state(self) -> None:
         """The guest stays after all: injections are taken again."""
@@ -336,6 +463,7 @@ class Machine(ABC):
         """
         if self.state != "incoming":
             raise StateError(f"a machine that is {self.state} cannot take over a state", "call start_incoming() first")
+        self._offer_engine([each for each in sections if each.name not in FIRMWARE_SECTIONS])
         with self.lock:
             load_firmware_sections(self.firmware, [each for each in sections if each.name in FIRMWARE_SECTIONS])
         self._load_engine([each for each in sections if each.name not in FIRMWARE_SECTIONS])
@@ -412,16 +540,19 @@ class Machine(ABC):
             return sdei.cancel(event, vcpu)
 
     def _alive(self) -> str:
-        """The state, which is not stopped."""
+        """The state, which is one with a guest."""
         state = self.state
         if state == "stopped":
             raise StateError("the machine has stopped", "nothing can be injected any more: start another")
+        if state == "incoming":
+            raise StateError("the guest has not come yet", "inject the event where it is now, or wait for it")
         return state
 
     def status(self) -> VmStatus:
         """Everything there is to know, in one consistent record."""
         with self.lock:
             vcpus, events = firmware_status(self.firmware)
+            async_pf = async_pf_status(self.firmware)
         faults = self.faults()
         for fault in faults:
             vcpus[fault.vcpu] = replace(vcpus[fault.vcpu], power="faulted")
@@ -436,6 +567,7 @@ class Machine(ABC):
             events=events,
             faults=faults,
             engine=self.details(),
+            async_pf=async_pf,
         )
 
     def __enter__(self) -> Self:

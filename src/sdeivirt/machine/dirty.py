@@ -31,7 +31,7 @@ from collections.abc import Callable
 from .base import PAGE_SIZE
 from .stage2 import WRITE, Kind, Stage2
 
-__all__ = ["DirtyLog"]
+__all__ = ["DirtyLog", "union"]
 
 _PAGE_SHIFT = 12
 _BURST = 0.01  # seconds: how much of a limit may be used at once
@@ -41,7 +41,7 @@ class DirtyLog:
     """The log of `size` bytes of RAM at `base`, which `stage2` maps. `clock` gives seconds."""
 
     def __init__(self, stage2: Stage2, base: int, size: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._stage2 = stage2
         self._base = base
         self._end = base + size
@@ -154,3 +154,11 @@ class DirtyLog:
 
     def _blank(self) -> bytearray:
         return bytearray((self._end - self._base) // PAGE_SIZE)
+
+
+def union(one: bytearray, other: bytearray) -> bytearray:
+    """The pages of either map, a byte a page; `one` itself where the other has none."""
+    if not other.count(1):
+        return one
+    joined = int.from_bytes(one, "little") | int.from_bytes(other, "little")
+    return bytearray(joined.to_bytes(len(one), "little"))

@@ -12,7 +12,16 @@ from ..sdei.states import State
 if TYPE_CHECKING:
     from ..firmware import Firmware
 
-__all__ = ["EventStatus", "FaultReport", "HandlerReport", "PeStatus", "VmStatus", "firmware_status"]
+__all__ = [
+    "AsyncPfStatus",
+    "EventStatus",
+    "FaultReport",
+    "HandlerReport",
+    "PeStatus",
+    "VmStatus",
+    "async_pf_status",
+    "firmware_status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,25 @@ class EventStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AsyncPfStatus:
+    """The asynchronous page faults of a vCPU that has, or had, enabled them.
+
+    `transport` is how it is told of a page that is not present: "sdei", "ppi", or "" while it is not.
+    Counts: `told` as not present, of these `answered` as ready and `refused` by the guest; `waits` are faults
+    that it was not told of. `outstanding` are told and not answered, `ready` of them are on their way.
+    """
+
+    vcpu: int
+    transport: str
+    told: int
+    answered: int
+    refused: int
+    waits: int
+    outstanding: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
 class FaultReport:
     """Why a vCPU cannot go on. `registers` holds x0..x30, sp, pc, pstate and EL1's exception registers."""
 
@@ -96,6 +124,7 @@ class VmStatus:
     events: list[EventStatus]
     faults: list[FaultReport] = field(default_factory=list)
     engine: dict[str, int | str] = field(default_factory=dict)
+    async_pf: list[AsyncPfStatus] = field(default_factory=list)
 
 
 def _handler(handler: Handler, vcpu: int | None) -> HandlerReport:
@@ -126,6 +155,18 @@ def firmware_status(firmware: Firmware) -> tuple[list[PeStatus], list[EventStatu
         power = "suspended" if pe.suspended else power_names[firmware.psci.power[pe.index]]
         vcpus.append(PeStatus(pe.index, pe.affinity, power, pe.masked, running, len(running)))
     return vcpus, [_event(firmware, event) for event in firmware.sdei.events if _shown(event)]
+
+
+def async_pf_status(firmware: Firmware) -> list[AsyncPfStatus]:
+    """The vCPUs that have, or had, asynchronous page faults enabled; call it with the machine's lock held."""
+    found = []
+    for pe in firmware.pes:
+        state = pe.async_pf
+        if state is not None and (state.control or state.told):
+            transport = "" if not state.control else "sdei" if state.sdei else "ppi"
+            counts = state.told, state.answered, state.refusals, state.waits
+            found.append(AsyncPfStatus(pe.index, transport, *counts, state.pending, len(state.ready)))
+    return found
 
 
 def _shown(event: Event) -> bool:

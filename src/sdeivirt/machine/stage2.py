@@ -10,13 +10,15 @@ and are broken up where something smaller is asked for.
 
 Entries change while CPUs may walk the tables: a new table is filled before
 anything points to it, and an entry is one store. Callers that take rights away
-have TLBs flushed. One thread at a time: a caller with several has a lock.
+have TLBs flushed, and say so: a table that a block has replaced is not used again before, for a CPU
+may be on its way through it. One thread at a time: a caller with several has a lock.
 """
 
 from __future__ import annotations
 
 import enum
 from array import array
+from collections import deque
 
 from ..errors import UsageError
 
@@ -66,30 +68,39 @@ class Stage2:
         self._base = base
         self._next = 2 * _TABLE_WORDS
         self._free: list[int] = []
+        self._resting: deque[int] = deque()  # tables that were released since TLBs were flushed
+        self._flushed = 0  # how many have rested
 
     def map(self, start: int, end: int, kind: Kind, target: int | None = None) -> None:
         """Map the pages [start, end) to themselves, or to those from `target` on, in place of what was there.
 
-        Tables that are not needed any more are used again. Raises UsageError where there is no room for new ones.
+        Raises UsageError where there is no room for new tables.
         """
         shift = 0 if target is None else target - start
         while start < end:
-            level = next(
-                level
-                for level, bits in _LEVELS.items()
-                if not (start | start + shift) & ((1 << bits) - 1) and start + (1 << bits) <= end
-            )
-            word = self._entry(start, level)
-            before = self.words[word]
-            self.words[word] = start + shift | kind | (_NEXT if level == 3 else _VALID)
-            if level < 3 and before & _NEXT == _NEXT:
-                self._release(before, level + 1)
-            start += 1 << _LEVELS[level]
+            start = self._set(start, end, start + shift | kind, shift)
 
     def unmap(self, start: int, end: int) -> None:
-        """Take pages away."""
-        for page in range(start, end, 1 << _LEVELS[3]):
-            self.words[self._entry(page, 3)] = 0
+        """Take the pages [start, end) away. Raises UsageError as :meth:`map` does."""
+        while start < end:
+            start = self._set(start, end, 0, 0)
+
+    def _set(self, start: int, end: int, entry: int, shift: int) -> int:
+        """Set the entry of the largest block or page that fits there, 0 for none; where the next one begins.
+
+        Tables that are not needed any more are used again, some time.
+        """
+        level = next(
+            level
+            for level, bits in _LEVELS.items()
+            if not (start | start + shift) & ((1 << bits) - 1) and start + (1 << bits) <= end
+        )
+        word = self._entry(start, level)
+        before = self.words[word]
+        self.words[word] = entry | (_NEXT if level == 3 else _VALID) if entry else 0
+        if level < 3 and before & _NEXT == _NEXT:
+            self._release(before, level + 1)
+        return start + (1 << _LEVELS[level])
 
     def page(self, address: int) -> int:
         """Which of `words` is the entry of the page with that address; blocks on the way are broken up."""
@@ -108,23 +119,46 @@ class Stage2:
 
     def _break_up(self, block: int, level: int) -> int:
         """A table of that level with what a block mapped, or nothing."""
-        if self._free:
-            table = self._free.pop()
-        else:
-            table = self._next
-            if table + _TABLE_WORDS > len(self.words):
-                raise UsageError("the machine's memory map has too many pieces", "use fewer or larger ones")
-            self._next += _TABLE_WORDS
+        table = self._new_table()
         step, entry = 1 << _LEVELS[level], block | (_NEXT if level == 3 else _VALID)
         entries = array("Q", range(entry, entry + _TABLE_WORDS * step, step) if block else bytes(_TABLE_BYTES))
         self.words[table : table + _TABLE_WORDS] = memoryview(entries)
         return table
 
+    def _new_table(self) -> int:
+        """Room for one that no CPU has in sight."""
+        if self._free:
+            return self._free.pop()
+        table = self._next
+        if table + _TABLE_WORDS <= len(self.words):
+            self._next += _TABLE_WORDS
+            return table
+        if self._resting:  # there is room for every page once, and nobody has flushed for as long as that
+            self._flushed += 1
+            return self._resting.popleft()
+        raise UsageError("the machine's memory map has too many pieces", "use fewer or larger ones")
+
+    @property
+    def resting(self) -> bool:
+        """Whether there are tables that a flush would make free."""
+        return bool(self._resting)
+
+    @property
+    def released(self) -> int:
+        """How many tables have been released so far: for :meth:`flushed`."""
+        return self._flushed + len(self._resting)
+
+    def flushed(self, released: int) -> None:
+        """All TLBs have been flushed since so many tables had been released. These can be used again."""
+        while self._flushed < released:
+            self._free.append(self._resting.popleft())
+            self._flushed += 1
+
     def _release(self, entry: int, level: int) -> None:
-        """The table of that level which an entry pointed to is free, and those below it."""
+        """The table of that level which an entry pointed to is not needed any more, nor are those below it."""
         table = ((entry & _ADDRESS) - self._base) >> 3
         if level < 3:
             for below in self.words[table : table + _TABLE_WORDS].tolist():
                 if below & _NEXT == _NEXT:
                     self._release(below, level + 1)
-        self._free.append(table)
+        self._resting.append(table)

@@ -9,7 +9,8 @@ from abc import abstractmethod
 
 from ..cpu import CpuFeatures
 from ..errors import StateError
-from .base import ExitReason, Machine, MachineConfig, Outcome
+from .base import ExitReason, MachineConfig, Outcome
+from .paged import PagedMachine
 from .report import FaultReport
 from .watchdog import Watchdog
 
@@ -19,7 +20,7 @@ __all__ = ["ThreadedMachine"]
 _SWITCH_INTERVAL = 1e-4
 
 
-class ThreadedMachine(Machine):
+class ThreadedMachine(PagedMachine):
     """It remains to be said what the thread does, how it learns that the run is to end, and what to report then."""
 
     def __init__(self, config: MachineConfig, features: CpuFeatures | None = None) -> None:

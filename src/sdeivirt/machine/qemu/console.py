@@ -9,6 +9,7 @@ SDEI service.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import threading
@@ -61,6 +62,7 @@ class Console:
         self.panic = PanicWatch()
         self._lock = threading.Lock()
         self._held = False  # no input is taken
+        self._first = b""  # goes before all other
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
     def start(self) -> None:
@@ -87,19 +89,41 @@ class Console:
     def type_in(self, data: bytes) -> int:
         """Input for the guest; how much of it there was room for."""
         with self._lock:
-            return 0 if self._held else self._send(data)
+            return 0 if self._held or self._first else self._send(data)
 
     def hold(self) -> None:
-        """Take no input, as if there were no room: the guest is on its way from or to somewhere else."""
+        """Take no input, as if there were no room: the guest is on its way from or to somewhere else.
+
+        On the event loop, as the next two.
+        """
         with self._lock:
             self._held = True
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Send no more of what is waiting."""
+        if self._first:
+            asyncio.get_running_loop().remove_writer(self._connection)
 
     def release(self, first: bytes = b"") -> None:
-        """Take input again, after some that has waited somewhere else: not more than there is room for."""
+        """Take input again, after some that has waited somewhere else, even if that finds no room at once."""
         with self._lock:
             self._held = False
-            if first:
-                self._send(first)
+            self._first += first
+        if self._first:
+            asyncio.get_running_loop().add_writer(self._connection, self._send_first)
+            self._send_first()
+
+    def _send_first(self) -> None:
+        with self._lock:
+            self._first = self._first[self._send(self._first) :]
+        if not self._first:
+            asyncio.get_running_loop().remove_writer(self._connection)
+
+    @property
+    def waiting(self) -> bytes:
+        """What :meth:`release` was given and has found no room yet."""
+        return self._first
 
     def _send(self, data: bytes) -> int:
         try:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ...errors import EnvironmentUnavailableError
 from ...smccc.ids import Conduit
-from ...tables.devicetree import check_bootargs, fdt, sdei_node
+from ...tables.bootargs import check_bootargs
+from ...tables.devicetree import fdt, sdei_node
 
 __all__ = ["MachineTree", "PciBridge"]
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..base import PAGE_SIZE, RAM_BASE
-from ..dirty import DirtyLog
+from ..dirty import DirtyLog, union
 from ..stage2 import Stage2
 from .dma import DeviceWrites
 from .flush import Flusher
@@ -43,6 +43,7 @@ class Dirtying:
         *,
         devices: bool,
     ) -> None:
+        self.stage2 = stage2
         self._ram = ram
         self._run = run
         self._kick = kick
@@ -59,6 +60,8 @@ class Dirtying:
 
     def start(self) -> None:
         """Note writes from now on."""
+        if self.stage2.resting:
+            self._run(self._flush())
         self.log.start()
         flushed = self._run(self._flush())
         self._owed = None if flushed else (bytearray(b"\1") * (len(self._ram) // PAGE_SIZE), self._runs)
@@ -73,18 +76,22 @@ class Dirtying:
     def collect(self) -> bytearray:
         """What was written, a byte a page; it is watched anew."""
         dirty = self.log.collect()
-        flushed = self._run(self._flush())
+        flushed = self._run(self._flush()) if self._running else False
         owed, self._owed = self._owed, None
         if owed is not None and (flushed or owed[1] != self._runs):  # the guest has run since
-            dirty, owed = _either(dirty, owed[0]), None
+            dirty, owed = union(dirty, owed[0]), None
         if not flushed:
-            self._owed = (dirty[:] if owed is None else _either(dirty, owed[0])), self._runs
+            self._owed = (dirty[:] if owed is None else union(owed[0], dirty)), self._runs
         if self._devices and self.log.on:
             if self._writes is None:
                 self._writes = DeviceWrites(self._ram)
             else:
                 self._writes.add_changed(dirty)
         return dirty
+
+    def flush(self) -> bool:
+        """Have TLBs flushed; False where the guest stands still."""
+        return self._run(self._flush())
 
     # -- on the event loop
 
@@ -93,6 +100,7 @@ class Dirtying:
         self.log.stop()
         self._writes = self._owed = None
         self._let_all_go()
+        await self._flush()  # so that the tables that are not needed any more can be used again
 
     async def limit(self, pages_per_second: int | None) -> None:
         """Hold up whoever begins more pages than that."""
@@ -142,10 +150,12 @@ class Dirtying:
         return sum(1 << vcpu for vcpu in waiting)
 
     async def _flush(self) -> bool:
-        return await self.flusher.flush() if self._running else False
-
-
-def _either(some: bytearray, others: bytearray) -> bytearray:
-    """The pages of both."""
-    number = int.from_bytes(some, "little") | int.from_bytes(others, "little")
-    return bytearray(number.to_bytes(len(some), "little"))
+        if not self._running:
+            return False
+        with self.log.lock:
+            released = self.stage2.released
+        done = await self.flusher.flush()
+        if done:
+            with self.log.lock:
+                self.stage2.flushed(released)
+        return done

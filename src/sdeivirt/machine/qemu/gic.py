@@ -65,6 +65,10 @@ class Gic:
         """Stop vCPUs. From any thread."""
         self._qtest.send(b"".join([self._kicks[vcpu] for vcpu in vcpus]))
 
+    def pulse(self, intid: int, vcpu: int) -> None:
+        """An edge of a private interrupt, whoever owns it. From any thread."""
+        self._qtest.send(b"writel %#x %#x\n" % (self._private(vcpu) + GICR_ISPENDR0, 1 << intid))
+
     async def repair(self, vcpu: int) -> None:
         """Undo what a guest can do against kicks, and kick again."""
         control = await self._qtest.read32(self._distributor + GICD_CTLR)

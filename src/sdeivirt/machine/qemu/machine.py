@@ -8,16 +8,20 @@ on a thread of the machine's own, answers. See docs/qemu.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 import shlex
 import threading
 import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import InvalidStateError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...cpu import CpuFeatures
-from ...errors import EnvironmentUnavailableError, StateError, UsageError
+from ...errors import EnvironmentUnavailableError, MigrationError, SdeivirtError, StateError, UsageError
+from ...migration.sections import Section
 from ...smccc.psci import Power
 from ..base import RAM_BASE, ExitReason, MachineConfig
 from ..report import FaultReport
@@ -29,6 +33,7 @@ from .console import Console
 from .dirtying import Dirtying
 from .flush import Flusher
 from .gic import Gic
+from .its import controller_ranges
 from .kicks import Kicker
 from .layout import Global, Mailbox
 from .movable import MovableMachine
@@ -42,11 +47,14 @@ from .vcpu import QemuVcpu
 
 __all__ = ["QemuMachine", "show_command"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 _MIN_MEMORY = 8 << 20
 _HOLD_SECONDS = 1.0
 _BOOT_SECONDS = 15.0
+_WORD_SECONDS = 10.0  # for whoever waits for a guest, to say why it cannot come
 _MAX_WARNINGS = 20
 _WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
 
@@ -99,6 +107,8 @@ class QemuMachine(MovableMachine):
         self._resetting = False
         self._started = threading.Event()
         self._order = threading.Lock()
+        self._takes_commands: asyncio.Event  # a QEMU does that: the guest has power, and is not being reset
+        self._told_early: Moving | None = None  # who has given state before the guest stood
         self._warned: set[str] = set()
 
     # -- the contract
@@ -134,6 +144,25 @@ class QemuMachine(MovableMachine):
     def kick(self, bitmap: int) -> None:
         if self.vcpus:
             self.kicker.kick(bitmap)
+
+    def _go_on(self, vcpus: int) -> None:
+        self.kick(vcpus)
+
+    def pulse(self, vcpu: int, intid: int) -> None:
+        if self.vcpus:
+            self.gic.pulse(intid, vcpu)
+
+    def check_post_copy(self) -> None:
+        super().check_post_copy()
+        if self.options.arguments or self.options.gdb:
+            raise StateError(
+                "devices and debuggers that were given to QEMU access RAM by themselves, and cannot wait for a page",
+                "move the guest without --postcopy",
+            )
+
+    async def _device_ranges(self) -> list[tuple[int, int]]:
+        qtest, redistributor = self.requests.qtest, self.block.globals[Global.GICR]
+        return controller_ranges(qtest, redistributor, self.config.vcpus, self.memory())
 
     def online(self) -> int:
         """The PEs that a kick can stop, as a bitmap."""
@@ -172,12 +201,19 @@ class QemuMachine(MovableMachine):
     def _entry_ok(self, address: int) -> bool:
         return RAM_BASE <= address < RAM_BASE + self.config.memory
 
+    @property
+    def has_devices(self) -> bool:
+        """Whether there are any that may write RAM."""
+        return bool(self.options.arguments) or self.options.gdb
+
     # -- ends
 
     def _ending_set(self) -> None:
         super()._ending_set()
         if self._finished.is_set():
             self._started.set()  # or never will be
+            with contextlib.suppress(InvalidStateError):
+                self._stands.set_exception(self._error or self._over())
 
     def reset(self) -> None:
         """The guest, or somebody through QMP, resets the machine. From any thread."""
@@ -241,15 +277,66 @@ class QemuMachine(MovableMachine):
 
     async def _execute(self, command: str) -> None:
         """A command that stops the guest or lets it go on, with all that it leads to."""
-        process = self._process
-        if process is not None and not self._finished.is_set():
-            if command == "cont" and self._moving is not None:
-                self._moving.thaw()
+
+        async def execute(process: QemuProcess, moving: Moving) -> None:
+            if command == "cont":
+                moving.thaw()
             await process.execute(command)
-            while not process.events.empty() and self._process is process and self.goes_on:
-                await asyncio.sleep(0)  # _follow()'s turn
+
+        await self._on_qemu(execute)
+
+    async def _on_qemu(self, work: Callable[[QemuProcess, Moving], Coroutine[Any, Any, T]]) -> T | None:
+        """Do something with the QEMU that the guest runs on; with the next one, if it is reset before that is done.
+
+        None where there is no QEMU, or the run ends.
+        """
+        while (present := await self._present()) is not None:
+            process, moving = present
+            try:
+                result = await work(process, moving)
+                await self._followed(process)
+            except Exception:
+                await self._followed(process)
+                if self._process is process and self.goes_on:  # else it was to end
+                    raise
+            else:
+                if self._process is process and not self._resetting:
+                    return result
+        return None
+
+    async def _present(self) -> tuple[QemuProcess, Moving] | None:
+        """The QEMU that takes commands; while the machine is reset, the next one."""
+        while self._process is not None and self._moving is not None and self._ending is None:
+            if not self._takes_commands.is_set():
+                await self._takes_commands.wait()
+            elif self._resetting:
+                await asyncio.sleep(0)  # _one_power_cycle()'s turn, which is about to end
+            else:
+                return self._process, self._moving
+        return None
+
+    async def _followed(self, process: QemuProcess) -> None:
+        """What QEMU has told so far has had its effects."""
+        while not process.events.empty() and self._process is process and self.goes_on:
+            await asyncio.sleep(0)  # _follow()'s turn
+
+    async def _stop_to_save(self) -> None:
+        async def stop(_: QemuProcess, moving: Moving) -> None:
+            if self._told_early not in (None, moving):
+                raise MigrationError("the guest was reset after some of its state had been sent", "move it again")
+            await moving.stop()
+
+        await self._on_qemu(stop)
+
+    async def _prepare_save(self, apart: bool) -> list[Section]:
+        async def prepare(_: QemuProcess, moving: Moving) -> list[Section]:
+            self._told_early = moving if apart else None
+            return await moving.prepare(apart)
+
+        return await self._on_qemu(prepare) or []
 
     async def _main(self) -> None:
+        self._takes_commands = asyncio.Event()
         await self._one_power_cycle(incoming=self._incoming)
         while self._resetting and self._ending is None:
             self._resetting = False
@@ -269,12 +356,12 @@ class QemuMachine(MovableMachine):
         line = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
         tasks: list[asyncio.Task[None]] = []
         try:
-            await process.launch()
-            self._process, self._line, self._paused = process, line, incoming
-            self._moving = Moving(self, process, line)
             if incoming:
-                await self._moving.expect()
+                await self._expect(process, line)
             else:
+                await process.launch()
+                self._process, self._line, self._paused = process, line, False
+                self._moving = Moving(self, process, line)
                 payload = self._payload
                 assert payload is not None
                 self.attach(process, lay_out(process.ram, self.config, self.options, payload))
@@ -283,6 +370,7 @@ class QemuMachine(MovableMachine):
             tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
             if not incoming:
                 await process.execute("cont")
+            self._takes_commands.set()
             self._started.set()
             if not incoming:
                 await self._comes_up()
@@ -292,6 +380,7 @@ class QemuMachine(MovableMachine):
             if self._ending is ExitReason.TIME_LIMIT:
                 await self._hold(range(self.config.vcpus))
         finally:
+            self._takes_commands.clear()
             for task in tasks:
                 task.cancel()
             self._detach()
@@ -300,6 +389,25 @@ class QemuMachine(MovableMachine):
                 await asyncio.to_thread(line.finish)
             finally:
                 process.abandon()
+
+    async def _expect(self, process: QemuProcess, line: Console) -> None:
+        """A guest is to come. Its RAM can be filled while QEMU starts; who does that gets to know if it does not."""
+        self._process, self._moving = process, Moving(self, process, line)
+        self._started.set()
+        try:
+            await process.launch()
+            self._line = line
+            self._takes_commands.set()
+            await self._moving.expect()
+        except SdeivirtError as error:
+            self._stands.set_exception(error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WORD_SECONDS):  # until somebody has been told, and abandons us
+                    while self._ending is None:
+                        await self._wake.wait()
+                        self._wake.clear()
+            raise
+        self._stands.set_result(None)
 
     def attach(self, process: QemuProcess, block: Block) -> None:
         """Get to know what runs on a QEMU, and look after it."""
@@ -313,12 +421,12 @@ class QemuMachine(MovableMachine):
         self.requests = Requests(self.vcpus, process, qtest, self.crash)
         self.requests.listen((lambda: self._process is process and self.goes_on) if self.options.poll else None)
         if block.stage2 is not None:
-            devices = bool(self.options.arguments) or self.options.gdb
             self.dirtying = Dirtying(
-                block.stage2, self.memory(), self._call, self.kicker.kick, self.online, devices=devices
+                block.stage2, self.memory(), self._call, self.kicker.kick, self.online, devices=self.has_devices
             )
             if self._logging:
                 self.dirtying.start_anew(self._limit)
+        self._attach_demand()
 
     def _detach(self) -> None:
         if self.vcpus:
@@ -331,7 +439,7 @@ class QemuMachine(MovableMachine):
     async def _comes_up(self) -> None:
         """Wait for the monitor's first request: not every CPU model can run it."""
         until = time.monotonic() + _BOOT_SECONDS
-        while not self.vcpus[0].served and self._ending is None:
+        while not self.vcpus[0].served and self.goes_on:
             if time.monotonic() > until and not self._paused:
                 raise EnvironmentUnavailableError(
                     f"the CPU model {self.options.cpu!r} does not start",
@@ -384,6 +492,8 @@ class QemuMachine(MovableMachine):
             name = message["event"]
             if name in ("STOP", "RESUME"):
                 self._paused = name == "STOP"
+                if self._paused:
+                    self.stands_since(message)
                 await self._stopped_or_not(process)
             elif name == "GUEST_PANICKED":
                 self.end(ExitReason.PANIC)

@@ -3,22 +3,29 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from ...cpu import CpuFeatures
 from ...errors import StateError
-from ...migration.sections import Section
-from ..base import PAGE_SIZE, MachineConfig
+from ...migration.sections import Section, unpack
+from ..base import PAGE_SIZE, RAM_BASE, MachineConfig
+from ..demand import Demand, PageSource
 from .dirtying import Dirtying
 from .looped import LoopedMachine
 from .moving import Moving
+from .state import DevicesState
 
 __all__ = ["MovableMachine"]
 
 
 class MovableMachine(LoopedMachine):
     """It remains to be said what a QEMU is. Each reset brings another one; a log that is wanted goes on there."""
+
+    takes_early = True
 
     def __init__(self, config: MachineConfig, features: CpuFeatures | None = None) -> None:
         super().__init__(config, features)
@@ -27,6 +34,9 @@ class MovableMachine(LoopedMachine):
         self._incoming = False
         self._logging = False
         self._limit: int | None = None
+        self._stood = 0.0  # when the guest was stopped last, by time.monotonic()
+        self._stands: Future[None] = Future()  # a QEMU that waits for a state
+        self._lacking: tuple[bytearray, PageSource] | None = None
 
     @abstractmethod
     def _launch(self, loaded: bool) -> None:
@@ -41,6 +51,7 @@ class MovableMachine(LoopedMachine):
 
     def start_dirty_log(self) -> None:
         """As the contract says. Raises StateError where there is no stage 2."""
+        self._all_here()
         self._logging = True
         self._dirtying().start()
 
@@ -62,10 +73,28 @@ class MovableMachine(LoopedMachine):
             raise StateError("without stage 2 nobody sees what a guest writes", "pause it before it is moved")
         return self.dirtying
 
-    def prepare_save(self) -> None:
+    def prepare_save(self, apart: bool = False) -> list[Section]:
         """As the contract says. Raises MigrationError, QemuDiedError, and StateError where the machine has ended."""
-        if self._moving is not None:
-            self._call(self._moving.prepare())
+        return self._call(self._prepare_save(apart))
+
+    @abstractmethod
+    async def _prepare_save(self, apart: bool) -> list[Section]:
+        """Have the QEMU on which the guest runs give what it can."""
+
+    def pause_to_save(self) -> float:
+        """As the contract says. Raises MigrationError, QemuDiedError."""
+        began = time.monotonic()
+        self._unless_over(self._stop_to_save())
+        return max(began, min(self._stood, time.monotonic()))
+
+    def stands_since(self, stop: Mapping[str, Any]) -> None:
+        """QEMU has told of a STOP: when that was."""
+        told: Any = stop["timestamp"]
+        self._stood = time.monotonic() - (time.time() - told["seconds"] - told["microseconds"] / 1e6)
+
+    @abstractmethod
+    async def _stop_to_save(self) -> None:
+        """Have the guest stopped by the QEMU that gives its state."""
 
     def _save_engine(self) -> list[Section]:
         assert self._moving is not None
@@ -76,6 +105,37 @@ class MovableMachine(LoopedMachine):
         if self._moving is not None:
             self._unless_over(self._moving.keep())
 
+    # -- pages that are not here yet
+
+    def evict_pages(self, pages: Sequence[int], source: PageSource) -> dict[int, bytes]:
+        dirtying = self._dirtying()
+        self._unlogged(dirtying.log)
+        return self._needs_demand().evict(pages, source, dirtying.flush)
+
+    def _lack(self, absent: bytearray, source: PageSource) -> None:
+        self._lacking = absent, source  # there are no tables before the state has come
+
+    def _attach_demand(self) -> None:
+        """A QEMU with its tables is there."""
+        self.demand = None
+        if self.dirtying is not None:
+            self.demand = Demand(self.dirtying.stage2, self.dirtying.log.lock, self.memory(), RAM_BASE, self._arrived)
+            if self._lacking is not None:
+                self.demand.lack(*self._lacking)
+        self._lacking = None
+
+    def pages_of_devices(self) -> list[int]:
+        ranges = self._call(self._device_ranges())
+        return sorted({page for start, end in ranges for page in range(start // PAGE_SIZE, -(-end // PAGE_SIZE))})
+
+    @abstractmethod
+    async def _device_ranges(self) -> list[tuple[int, int]]:
+        """Where in RAM devices read and write by themselves: offsets."""
+
+    def _written(self, address: int, size: int) -> None:
+        if self.dirtying is not None:
+            self.dirtying.log.mark(address, size)
+
     # -- in
 
     def start_incoming(self) -> None:
@@ -84,7 +144,26 @@ class MovableMachine(LoopedMachine):
         self._incoming = self._paused = True
         self._launch(True)
 
+    def standing(self) -> Future[None]:
+        return self._stands
+
+    def load_early(self, section: Section) -> None:
+        assert self._moving is not None
+        if section.name == "qemu-monitor":
+            self._moving.load_monitor(section)
+            return
+        self._stands.result()
+        self._call(self._moving.load_early(section))
+
+    def _offer_engine(self, sections: Sequence[Section]) -> None:
+        self._stands.result()
+        assert self._moving is not None
+        for section in sections:
+            if section.name == "qemu-devices":
+                self._moving.offer(unpack(section, DevicesState).stream)
+
     def _load_engine(self, sections: Sequence[Section]) -> None:
+        self._stands.result()
         assert self._moving is not None
         self._call(self._moving.load(sections))
         self._incoming = False

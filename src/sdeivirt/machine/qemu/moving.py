@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of a machine on its way, out or in: in which order what has to come to rest, and to life.
 
-Out, the guest being stopped: the requests of all vCPUs are answered, so that what they asked
-for is done; then nothing is answered any more, the interrupt
-controller has done all that it was told, and QEMU gives its state.
+Out: QEMU gives what it can while the guest runs, and stops it then. The requests of all vCPUs are answered,
+so that what they asked for is done; then nothing is answered any more, the interrupt
+controller has done all that it was told, and QEMU gives the rest of its state.
 
-In: the monitor and the mailboxes first, then what QEMU has given; then we know of its
+In: the monitor and the mailboxes while QEMU takes what the other has given; then we know of its
 interrupt controller what the other side knew. All PEs that are on are kicked, because a kick or an event
 that was on its way may have been lost, and one too many does no harm.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...errors import MigrationError
-from ...migration.sections import Section, pack
+from ...errors import MigrationError, StreamError
+from ...migration.sections import Section, pack, unpack
 from .block import Block
 from .console import Console
 from .layout import Global
 from .process import QemuProcess
 from .state import (
+    MAX_INPUT,
     ConsoleState,
     DevicesState,
     GicState,
     MailboxState,
     MonitorState,
-    QemuState,
+    read_machine,
+    read_monitor,
     read_state,
+    rehearse,
     this_machine,
 )
 from .transfer import Incoming, Outgoing
@@ -37,8 +41,6 @@ if TYPE_CHECKING:
     from .machine import QemuMachine
 
 __all__ = ["Moving"]
-
-_MAX_INPUT = 1 << 18
 
 
 class Moving:
@@ -49,26 +51,49 @@ class Moving:
         self._process = process
         self._line = line
         self._outgoing: Outgoing | None = None
-        self._ahead = b""
+        self._ahead = b""  # what goes with the rest
+        self._saving: asyncio.Task[list[Section]] | None = None
         self._incoming: Incoming | None = None
+        self._early: tuple[MonitorState, Block] | None = None
 
     # -- out
 
-    async def prepare(self) -> None:
-        """Have QEMU give what it can while the guest runs. Raises MigrationError, QemuDiedError."""
+    async def prepare(self, apart: bool) -> list[Section]:
+        """Have QEMU give what it can while the guest runs; if `apart`, that. Raises MigrationError, QemuDiedError."""
         await self.keep()
         self._outgoing = Outgoing(self._process)
-        self._ahead = await self._outgoing.ahead()
+        ahead = await self._outgoing.ahead()
+        if not apart:
+            self._ahead = ahead
+            return []
+        return [self._monitor(), self._us(), pack("qemu-devices", DevicesState(ahead))]
+
+    async def stop(self) -> None:
+        """Have QEMU stop the guest, and begin at once to write down its state. Raises MigrationError, QemuDiedError."""
+        if self._outgoing is None:
+            await self.prepare(False)
+            assert self._outgoing is not None
+        if self._saving is None:
+            await self._outgoing.stop(self._machine.has_devices)
+            self._saving = asyncio.ensure_future(self._save(self._outgoing))
 
     async def save(self) -> list[Section]:
         """The state of a guest that is stopped. Raises MigrationError, QemuDiedError."""
-        machine = self._machine
-        if self._outgoing is None:
-            await self.prepare()
-            assert self._outgoing is not None
-        devices = self._ahead + await self._outgoing.rest(self._settle)
-        if not machine.goes_on:
+        await self.stop()
+        assert self._saving is not None
+        return await asyncio.shield(self._saving)
+
+    async def _save(self, outgoing: Outgoing) -> list[Section]:
+        self._settle()
+        sections: list[Section] = []
+        devices = await outgoing.rest(lambda: sections.extend(self._ours()))
+        if not self._machine.goes_on:
             raise MigrationError("the guest has ended meanwhile")
+        return [*sections, pack("qemu-devices", DevicesState(self._ahead + devices))]
+
+    def _ours(self) -> list[Section]:
+        """All sections but QEMU's own; nothing changes any more."""
+        machine = self._machine
         group0, group0_spi, priorities = machine.gic.ours
         told, levels = machine.bound.told
         gic = GicState(
@@ -78,15 +103,21 @@ class Moving:
             enabled=[(*key, -1 if where is None else where) for key, where in told.items()],
             levels=list(levels),
         )
-        block = machine.block
         return [
-            pack("qemu", this_machine(self._process.version, machine.config, machine.options)),
-            pack("qemu-monitor", MonitorState(block.monitor(), block.globals.tolist(), block.bell)),
-            *(pack("qemu-vcpu", MailboxState(bytes(page)), i) for i, page in enumerate(block.mailboxes)),
+            self._us(),
+            self._monitor(),
+            *(pack("qemu-vcpu", MailboxState(bytes(page)), i) for i, page in enumerate(machine.block.mailboxes)),
             pack("qemu-gic", gic),
-            pack("qemu-serial", ConsoleState(self._process.unread_input(_MAX_INPUT))),
-            pack("qemu-devices", DevicesState(devices)),
+            pack("qemu-serial", ConsoleState(self._process.unread_input(MAX_INPUT) + self._line.waiting)),
         ]
+
+    def _us(self) -> Section:
+        machine = self._machine
+        return pack("qemu", this_machine(self._process.version, machine.config, machine.options))
+
+    def _monitor(self) -> Section:
+        block = self._machine.block
+        return pack("qemu-monitor", MonitorState(block.monitor(), block.globals.tolist(), block.bell))
 
     def _settle(self) -> None:
         """Nothing changes any more when this returns."""
@@ -95,19 +126,26 @@ class Moving:
         machine.requests.frozen = True
         self._line.hold()
         unread = None
-        while unread != (unread := len(self._process.unread_input(_MAX_INPUT))):
+        while unread != (unread := len(self._process.unread_input(MAX_INPUT))):
             # The serial port takes what there is room for, a bit with each turn of QEMU's main loop.
             machine.gic.settle()
 
     async def keep(self) -> None:
-        """The guest stays, and can go on."""
+        """The guest stays, and can go on. One that QEMU has stopped by itself does so here."""
         outgoing, self._outgoing, self._ahead = self._outgoing, None, b""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            # QEMU that is cancelled between its STOP and its pre-switchover hangs (migration_maybe_pause(), QEMU 7.2).
+            await asyncio.gather(saving, return_exceptions=True)
+        self.thaw()
         if outgoing is not None:
             await outgoing.cancel()
-        self.thaw()
 
     def close(self) -> None:
         """QEMU is about to end."""
+        self._line.give_up()
+        if self._saving is not None:
+            self._saving.cancel()
         for migration in (self._outgoing, self._incoming):
             if migration is not None:
                 migration.close()
@@ -133,15 +171,39 @@ class Moving:
         self._incoming = Incoming(self._process)
         await self._incoming.begin()
 
+    def load_monitor(self, section: Section) -> None:
+        """The monitor can come before QEMU is there. From any thread. Raises StreamError."""
+        monitor = read_monitor(section)
+        self._early = monitor, self._block(monitor)
+        rehearse()
+
+    async def load_early(self, section: Section) -> None:
+        """Take over another one that :meth:`prepare` gave. Raises StreamError."""
+        machine = self._machine
+        if section.name == "qemu":
+            read_machine(section, this_machine(self._process.version, machine.config, machine.options))
+        elif section.name == "qemu-devices":
+            assert self._incoming is not None
+            await self._incoming.feed(unpack(section, DevicesState).stream)
+        else:
+            raise StreamError(f"section {section} has come early")
+
+    def offer(self, stream: bytes) -> None:
+        """QEMU's state, which :meth:`load` is about to be given. From any thread."""
+        assert self._incoming is not None
+        self._incoming.offer(stream)
+
     async def load(self, sections: Sequence[Section]) -> None:
         """Take over what :meth:`save` gave. Raises StreamError."""
         machine, process = self._machine, self._process
         state = read_state(sections, this_machine(process.version, machine.config, machine.options))
-        machine.attach(process, self._block(state))
-        machine.requests.frozen = True
         assert self._incoming is not None
-        await self._incoming.feed(state.devices.stream)
-        await self._incoming.finish()
+        block = self._early[1] if self._early and self._early[0] == state.monitor else self._block(state.monitor)
+        for mailbox, page in zip(block.mailboxes, state.mailboxes, strict=True):
+            mailbox[:] = memoryview(page).cast("Q")
+        machine.attach(process, block)
+        machine.requests.frozen = True
+        await self._incoming.take(state.devices.stream)
         gic = state.gic
         machine.gic.take_over(
             gic.private, dict(gic.shared), {(intid, vcpu): priority for intid, vcpu, priority in gic.priorities}
@@ -158,16 +220,14 @@ class Moving:
         self._line.release(state.console.input)
         machine.kick(machine.online())
 
-    def _block(self, state: QemuState) -> Block:
+    def _block(self, state: MonitorState) -> Block:
         machine = self._machine
-        words = state.monitor.words
+        words = state.words
         poll = machine.options.poll
-        block = Block(self._process.ram, machine.config, state.monitor.bell, words[Global.BELL_CONFIG], poll=poll)
+        block = Block(self._process.ram, machine.config, state.bell, words[Global.BELL_CONFIG], poll=poll)
         for i in (Global.GICD, Global.GICR, Global.ID_PFR0, Global.ID_PFR1, Global.ID_MMFR1, Global.ID_MMFR2):
             block.globals[i] = words[i]
-        block.take_monitor(state.monitor.monitor)
-        for mailbox, page in zip(block.mailboxes, state.mailboxes, strict=True):
-            mailbox[:] = memoryview(page).cast("Q")
+        block.take_monitor(state.monitor)
         if machine.options.stage2:
             block.protect()
         return block

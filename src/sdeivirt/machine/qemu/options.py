@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
+from ...errors import MigrationError, UsageError
+from ...migration.foreign import printable
 from ..base import EngineOptions
+from .frontends import front_ends
 
 __all__ = ["QemuOptions"]
+
+_CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,511}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +41,36 @@ class QemuOptions(EngineOptions):
     poll: bool = False
     stage2: bool = True
     contexts: bool = True
+
+    def travelling(self) -> dict[str, str | bool]:
+        """The CPU, and the arguments as far as a guest sees what they make."""
+        return {
+            "cpu": self.cpu,
+            "arguments": shlex.join(front_ends(self.arguments)),
+            "any-arguments": bool(self.arguments),
+        }
+
+    def arrived(self, travelled: Mapping[str, str | bool]) -> Self:
+        """The guest's CPU; its devices have to be these. Raises MigrationError where they are not."""
+        cpu = travelled.get("cpu", self.cpu)
+        if not isinstance(cpu, str) or not _CPU.fullmatch(cpu):
+            raise UsageError(f"there is no CPU {printable(str(cpu), 40)!r}")
+        ours, theirs = shlex.join(front_ends(self.arguments)), travelled.get("arguments")
+        if theirs is None:  # of a version that did not tell
+            return replace(self, cpu=cpu)
+        if theirs != ours:
+            raise MigrationError(
+                f"the guest's QEMU was given {_shown(str(theirs))} after --, and the one here {_shown(ours)}",
+                "start the destination with the same devices; the files and ports behind them may be others",
+            )
+        if travelled.get("any-arguments", False) != bool(self.arguments):
+            one, other = ("this", "the guest's") if self.arguments else ("the guest's", "this")
+            raise MigrationError(
+                f"{one} QEMU was given arguments after --, and {other} none: it has another interrupt controller",
+                "start the destination with the same arguments",
+            )
+        return replace(self, cpu=cpu)
+
+
+def _shown(arguments: str) -> str:
+    return f"`{printable(arguments, 200)}`" if arguments else "no devices"

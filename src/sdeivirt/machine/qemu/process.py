@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError, StateError
 
 from ...errors import EnvironmentUnavailableError, UsageError
 from ..base import MachineConfig
@@ -220,14 +220,15 @@ class QemuProcess:
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await self.qmp.connect(self._qmp_socket)
-                version: Any = await self.qmp.execute("query-version")
         except (QMPError, OSError, EOFError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 raise EnvironmentUnavailableError(
                     f"QEMU does not answer after {_START_SECONDS:g} s", f"does `{self.binary} --version` work?"
                 ) from error
             raise await self.death() from error
-        numbers = version["qemu"]
+        greeting = self.qmp.greeting
+        assert greeting is not None  # it has been connected
+        numbers: Any = greeting.QMP.version["qemu"]
         self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
 
     def last_words(self, lines: int = 1) -> str:
@@ -251,7 +252,7 @@ class QemuProcess:
         """A QMP command; its return value. Raises QMPError, or QemuDiedError."""
         try:
             return await self.qmp.execute(command, arguments or None)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, ExecInterruptedError, StateError) as error:
             raise await self.death() from error
 
     def data_ranges(self, size: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ class Requests:
     ) -> None:
         self._vcpus = vcpus
         self._process = process
-        self._qtest = qtest
+        self.qtest = qtest
         self._crash = crash
         self.frozen = False  # no request is answered: the state is on its way
         self._listening = False
@@ -58,7 +58,7 @@ class Requests:
                 loop.remove_reader(connection)
 
     def _answer(self) -> None:
-        if not self._qtest.readable():
+        if not self.qtest.readable():
             asyncio.get_running_loop().remove_reader(self._process.qtest)
 
     def _ring(self) -> None:

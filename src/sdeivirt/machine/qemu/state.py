@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import StreamError
-from ...migration.sections import Record, Section, unpack
+from ...migration.foreign import printable
+from ...migration.sections import Record, Section, pack, unpack
 from ..base import PAGE_SIZE, RAM_BASE, MachineConfig
 from . import layout
 from .gic import FIRST_SPI, LAST_INTID
@@ -34,11 +35,14 @@ __all__ = [
     "MailboxState",
     "MonitorState",
     "QemuState",
+    "read_machine",
+    "read_monitor",
     "read_state",
+    "rehearse",
     "this_machine",
 ]
 
-_MAX_INPUT = 1 << 20
+MAX_INPUT = 1 << 18  # bytes that wait for the guest's serial port
 
 
 class MachineState(Record, frozen=True):
@@ -115,17 +119,34 @@ def read_state(sections: Sequence[Section], here: MachineState) -> QemuState:
     Raises StreamError for what is missing, doubled, out of bounds or of another machine.
     """
     found = _once_each(sections, here.vcpus)
-    _check_same(unpack(found["qemu", 0], MachineState), here)
-    monitor = unpack(found["qemu-monitor", 0], MonitorState)
-    _check_monitor(monitor)
+    read_machine(found["qemu", 0], here)
+    monitor = read_monitor(found["qemu-monitor", 0])
     mailboxes = [unpack(found["qemu-vcpu", i], MailboxState).page for i in range(here.vcpus)]
     for i, page in enumerate(mailboxes):
         _check("qemu-vcpu", len(page) == layout.MAILBOX_SIZE, f"the mailbox of vCPU {i} has {len(page)} bytes")
     gic = unpack(found["qemu-gic", 0], GicState)
     _check_gic(gic, here.vcpus)
     console = unpack(found["qemu-serial", 0], ConsoleState)
-    _check("qemu-serial", len(console.input) <= _MAX_INPUT, f"there is no room for {len(console.input)} bytes of input")
+    _check("qemu-serial", len(console.input) <= MAX_INPUT, f"there is no room for {len(console.input)} bytes of input")
     return QemuState(monitor, mailboxes, gic, console, unpack(found["qemu-devices", 0], DevicesState))
+
+
+def read_machine(section: Section, here: MachineState) -> None:
+    """Section `qemu`, of a machine like this one. Raises StreamError."""
+    _check_same(unpack(section, MachineState), here)
+
+
+def read_monitor(section: Section) -> MonitorState:
+    """Section `qemu-monitor`. Raises StreamError."""
+    monitor = unpack(section, MonitorState)
+    _check_monitor(monitor)
+    return monitor
+
+
+def rehearse() -> None:
+    """Read records of each kind. The first time takes as long as many others, and no guest waits for it now."""
+    for record in (MailboxState(b""), GicState([], [(0, 0)], [(0, 0, 0)], [], []), ConsoleState(b"")):
+        unpack(pack("qemu", record), type(record))
 
 
 def _once_each(sections: Sequence[Section], vcpus: int) -> dict[tuple[str, int], Section]:
@@ -157,7 +178,7 @@ def _check_same(there: MachineState, here: MachineState) -> None:
     """QEMU itself refuses what differs, but not with a sentence, and by its end."""
     if _minor(there.version) != _minor(here.version):
         raise StreamError(
-            f"the guest comes from QEMU {there.version}, and this is QEMU {here.version}",
+            f"the guest comes from QEMU {printable(there.version, 40)}, and this is QEMU {here.version}",
             "both sides need the same version: machine virt is another one in each, up to the second number",
         )
     if there.layout != here.layout:

@@ -17,6 +17,7 @@ from ...cpu import (
 )
 from ...sdei.model import Frame, Pe
 from ..base import RAM_BASE
+from ..demand import Fault
 from ..disassembly import around
 from ..report import FaultReport
 from .layout import Action, Mailbox, Reason
@@ -38,7 +39,9 @@ _CONTEXT = slice(Mailbox.CONTEXT, Mailbox.CONTEXT + _CONTEXT_WORDS)
 EC_SHIFT = 26
 EC_SAME_LEVEL = 1  # added to either, for an abort at EL1 itself
 FAULT_KIND = 0x3C  # of the fault status code, without the level
+TRANSLATION_FAULT = 0x04
 PERMISSION_FAULT = 0x0C
+PSTATE_EL = 0xF  # which exception level, and which stack: 0 at EL0
 PAGE_SHIFT = 12
 PAR_FAILED = 1
 PAR_ADDRESS = 0x000F_FFFF_FFFF_F000
@@ -56,6 +59,7 @@ class QemuVcpu:
         self.held = False  # stopped for a look, and not to go on
         self.fault: FaultReport | None = None
         self._frame: Frame | None = None
+        self._interrupted = False  # an interrupt tells the guest of a page that is not here
 
     # -- requests
 
@@ -98,6 +102,12 @@ class QemuVcpu:
         if flusher is not None and flusher.wanted and not words[Mailbox.ACTION]:
             self.act(Action.FLUSH)
             flusher.offer(pe.index)
+        if firmware.asyncpf.interrupts:
+            machine.tell_interrupts()
+            if self._interrupted:
+                # The interrupt has to be there before the access is tried again.
+                self._interrupted = False
+                machine.gic.settle()
         machine.fence()
         words[_RESPONSE] = request
         if kicks:
@@ -149,18 +159,39 @@ class QemuVcpu:
     def _abort(self) -> None:
         """Stage 2 does not let it through.
 
-        A write that is to be noted is tried again, at once or when its time comes. All else
-        is what the bus would say if there were nothing at that address.
+        A write that is to be noted is tried again, at once or when its time comes, and so is an
+        access to a page that is not here yet. All else is what the bus would say if
+        there were nothing at that address.
         """
         words = self.words
         esr = words[Mailbox.ESR]
         if esr & FAULT_KIND == PERMISSION_FAULT and self._watched():
+            return
+        if esr & FAULT_KIND == TRANSLATION_FAULT and self._absent():
             return
         kind = esr >> EC_SHIFT
         if words[PSTATE] & 0xC:
             kind |= EC_SAME_LEVEL
         words[Mailbox.FAR1] = words[Mailbox.FAR]
         self._take(kind << EC_SHIFT | ESR_IL | esr & ESR_WNR | SYNCHRONOUS_EXTERNAL_ABORT)
+
+    def _absent(self) -> bool:
+        """Whether it is a page of RAM that is not here yet; the vCPU waits for it, or the guest is told."""
+        machine, pe, words = self.machine, self.pe, self.words
+        if machine.demand is None:
+            return False
+        firmware = machine.firmware
+        user = not words[PSTATE] & PSTATE_EL
+        fault = machine.demand.fault(
+            words[Mailbox.HPFAR] >> 4 << PAGE_SHIFT,
+            pe.index,
+            lambda: firmware.asyncpf.not_present(pe, user=user),
+        )
+        if fault is Fault.WAIT:
+            self.act(Action.WAIT)
+        elif fault is Fault.TOLD and not firmware.deliver(pe, self.view):
+            self._interrupted = True  # that is how it is told
+        return fault is not Fault.ELSEWHERE
 
     def _watched(self) -> bool:
         """Note a write to RAM, also that of a stage-1 walk: QEMU gives the address of either. False: it was none."""

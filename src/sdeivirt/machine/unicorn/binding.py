@@ -74,6 +74,7 @@ _hook_add = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_void_p, C.c_int, C.c_void_p, C.
     ("uc_hook_add", uclib)
 )
 _context_save = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_void_p)(("uc_context_save", uclib))
+_vmem_translate = C.CFUNCTYPE(C.c_int, C.c_void_p, C.c_uint64, C.c_int, C.c_void_p)(("uc_vmem_translate", uclib))
 INTERRUPT_HOOK = C.CFUNCTYPE(None, C.c_void_p, C.c_uint32, C.c_void_p)
 EMU_STOP_ADDRESS: int = C.cast(uclib.uc_emu_stop, C.c_void_p).value or 0
 
@@ -210,6 +211,12 @@ class Engine:
             lambda _uc, offset, width, value, _data: write(offset, width, value),
             None,
         )
+
+    def translate(self, address: int) -> int | None:
+        """The physical address of what is executed at a virtual one, None where there is nothing."""
+        found = C.c_uint64()
+        error = _vmem_translate(self.handle, address, unicorn.UC_PROT_EXEC, C.addressof(found))
+        return None if error else found.value
 
     def flush_tlb(self) -> None:
         """Forget translations; needed after stage-2 entries lose rights."""

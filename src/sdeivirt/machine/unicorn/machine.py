@@ -16,12 +16,14 @@ from ...sdei.model import bits
 from ...smccc.psci import Power
 from ...tables.devicetree import build as build_devicetree
 from ..base import RAM_BASE, UART_BASE, ExitReason, MachineConfig
+from ..demand import Demand, PageSource
 from ..dirty import DirtyLog
 from ..images import GuestImage, read_image
 from ..pl011 import Pl011
 from ..report import FaultReport
+from ..stage2 import Kind
 from ..threaded import ThreadedMachine
-from . import moving, stub
+from . import gic, moving, stub
 from .binding import Engine, EngineError
 from .errands import Errands
 from .schedulers import DeterministicScheduler, FastScheduler, Scheduler
@@ -54,7 +56,10 @@ class UnicornMachine(ThreadedMachine):
             ) from error
         self._memory = memoryview(self.ram)
         self.translation = Translation(RAM_BASE, config.memory, (UART_BASE,))
+        for start, size in ((gic.GICD_BASE, gic.GICD_SIZE), *gic.regions(config.vcpus)):
+            self.translation.stage2.map(start, start + size, Kind.DEVICE)
         self.dirty = DirtyLog(self.translation.stage2, RAM_BASE, config.memory)
+        self.demand: Demand = Demand(self.translation.stage2, self.dirty.lock, self._memory, RAM_BASE, self._arrived)
         self.register_writer = RegisterWriter()
         self.uart = Pl011(lambda data: self.console(data))
         super().__init__(config, _probe_features())
@@ -63,11 +68,13 @@ class UnicornMachine(ThreadedMachine):
             self._scheduler = FastScheduler()
         else:
             self._scheduler = DeterministicScheduler(config.seed)
+        self.gic = gic.Gic(self)
         self.vcpus = [UnicornVcpu(self, pe) for pe in self.firmware.pes]
         self.on_slice: Callable[[int, int], None] | None = None  # (vCPU, PC) before each slice
         self._image: GuestImage | None = None
         self._boot_record: BootRecord | None = None  # the image as it is sent, made when it is needed
         self._kicked: deque[int] = deque()  # bitmaps; appended by any thread
+        self._supplied: deque[int] = deque()  # the same, of those whose pages have come
         self.turns = Turns()
         self.counter_offset = 0  # CNTVOFF_EL2
         self._counter: int | None = None  # what the guest's counter goes on from when vCPUs run again
@@ -146,6 +153,13 @@ class UnicornMachine(ThreadedMachine):
         self._kicked.append(bitmap)
         self._interrupt()
 
+    def pulse(self, vcpu: int, intid: int) -> None:
+        self._alive()
+        if not 0 <= intid < gic.PRIVATE:
+            raise UsageError(f"{intid} is not a private interrupt", "those have the INTIDs 0 to 31")
+        self.gic.pulse(self.firmware.sdei.pe(vcpu).index, intid)
+        self.kick(1 << vcpu)
+
     def _interrupt(self) -> None:
         self._scheduler.request_stop()
         self._wake.set()
@@ -168,13 +182,13 @@ class UnicornMachine(ThreadedMachine):
         return self.in_ram(address)
 
     def read_guest(self, engine: Engine, address: int, size: int) -> bytes | None:
-        """Read as the vCPU does, through its translation where it has one on; None where nothing is mapped."""
+        """Read code as the vCPU does, through its translation where it has one on; None where nothing is mapped."""
         address &= M64
         if engine.sysreg("SCTLR_EL1") & 1:
-            try:
-                return bytes(engine.uc.vmem_read(address, size))
-            except Exception:  # not in every build, and it may refuse
+            first, last = engine.translate(address), engine.translate(address + size - 1 & M64)
+            if first is None or last != first + size - 1:
                 return None
+            address = first
         offset = address - RAM_BASE
         return self.ram[offset : offset + size] if 0 <= offset <= self.ram_size - size else None
 
@@ -221,11 +235,11 @@ class UnicornMachine(ThreadedMachine):
         self.vcpus[index].state = VcpuState.OFF
 
     def cpu_standby(self, index: int) -> None:
-        if self.firmware.sdei.delivery.next(self.firmware.pes[index]) is None:
+        if self.firmware.sdei.delivery.next(self.firmware.pes[index]) is None and not self.gic.signals >> index & 1:
             self.vcpus[index].state = VcpuState.WAITING
 
     def cpu_powerdown(self, index: int, entry: int, context_id: int) -> bool:
-        if not self.firmware.sdei.pe_suspend(self.firmware.pes[index]):
+        if self.gic.signals >> index & 1 or not self.firmware.sdei.pe_suspend(self.firmware.pes[index]):
             return False
         vcpu = self.vcpus[index]
         vcpu.start(entry, context_id)
@@ -275,7 +289,7 @@ class UnicornMachine(ThreadedMachine):
         self._interrupt()
 
     def hold(self, vcpu: UnicornVcpu, seconds: float) -> None:
-        """The vCPU that runs is not to go on for that long."""
+        """The vCPU that runs is not to go on for that long, math.inf until it is told to."""
         self.turns.hold(vcpu, seconds)
 
     # -- moving
@@ -292,11 +306,13 @@ class UnicornMachine(ThreadedMachine):
             self._boot_record = BootRecord.of(self._image)
         return self._boot_record
 
-    def prepare_save(self) -> None:
+    def prepare_save(self, apart: bool = False) -> list[Section]:
         _ = self.boot
+        return []
 
     def start_dirty_log(self) -> None:
         def start() -> None:
+            self._all_here()
             self.dirty.start()
             self._forget_rights()
 
@@ -314,10 +330,17 @@ class UnicornMachine(ThreadedMachine):
         # Each engine flushes its TLB before it runs again; none runs now, so pages can be read at once.
         for vcpu in self.vcpus:
             vcpu.forget_rights()
+        self._none_walks()
+
+    def _none_walks(self) -> None:
+        """No engine is on its way through the tables."""
+        with self.dirty.lock:
+            self.translation.stage2.flushed(self.translation.stage2.released)
 
     def stop_dirty_log(self) -> None:
         def stop() -> None:
             self.dirty.stop()
+            self._none_walks()
             self.turns.let_go(all_of_them=True)
 
         self._errands.make(stop)
@@ -328,6 +351,24 @@ class UnicornMachine(ThreadedMachine):
             self.turns.let_go(all_of_them=True)
 
         self._errands.make(limit)
+
+    def evict_pages(self, pages: Sequence[int], source: PageSource) -> dict[int, bytes]:
+        def flush() -> bool:
+            self._forget_rights()
+            return True
+
+        def evict() -> dict[int, bytes]:
+            self._unlogged(self.dirty)
+            return self.demand.evict(pages, source, flush)
+
+        return self._errands.make(evict)
+
+    def _go_on(self, vcpus: int) -> None:
+        self._supplied.append(vcpus)
+        self._interrupt()
+
+    def _written(self, address: int, size: int) -> None:
+        self.dirty.mark(address, size)
 
     def _save_engine(self) -> list[Section]:
         """As the contract says. Raises StateError also where a vCPU executes AArch32 code."""
@@ -386,6 +427,8 @@ class UnicornMachine(ThreadedMachine):
                 continue
             if self._kicked:
                 self._serve_kicks()
+            if self._supplied:
+                self._serve_supplied()
             if turns.held:
                 turns.let_go()
             if not queue:
@@ -394,7 +437,7 @@ class UnicornMachine(ThreadedMachine):
                     return
                 self.uart.flush()
                 self._wake.clear()
-                if not (self._kicked or self._pause or self._ending or self._stuck or self._errands):
+                if not (self._kicked or self._supplied or self._pause or self._ending or self._stuck or self._errands):
                     self._wake.wait(turns.next_due())
                 continue
             vcpu = scheduler.pick(queue)
@@ -402,7 +445,9 @@ class UnicornMachine(ThreadedMachine):
             if vcpu.state is VcpuState.RUNNABLE:
                 if self.on_slice is not None:
                     self.on_slice(vcpu.pe.index, vcpu.pc)
-                scheduler.run(vcpu, rivals=len(queue) + len(turns.held) - 1)
+                # A vCPU that does not take the interrupt which is signalled to it soon is looked at again.
+                limit = vcpu.interrupt() if self.gic.signals & vcpu.pe.bit else 0
+                scheduler.run(vcpu, rivals=len(queue) + len(turns.held) - 1, limit=limit)
             turns.end(vcpu)
 
     def pending_kicks(self) -> int:
@@ -413,6 +458,7 @@ class UnicornMachine(ThreadedMachine):
         return kicks
 
     def _serve_kicks(self) -> None:
+        self.gic.take_pulses()
         kicks = 0
         while self._kicked:
             kicks |= self._kicked.popleft()
@@ -428,6 +474,11 @@ class UnicornMachine(ThreadedMachine):
             elif vcpu.state is VcpuState.SUSPENDED:
                 vcpu.state = VcpuState.RUNNABLE  # begins at the address it gave to CPU_SUSPEND
                 self.turns.woken(vcpu)
+
+    def _serve_supplied(self) -> None:
+        while self._supplied:
+            for index in bits(self._supplied.popleft()):
+                self.turns.release(self.vcpus[index])
 
     def _park(self) -> None:
         self.uart.flush()
@@ -465,6 +516,8 @@ class UnicornMachine(ThreadedMachine):
         self._reset = False
         self.turns.clear()
         self._kicked.clear()
+        self.gic.reset()
+        self.demand.forget()
         with self.lock:
             self.firmware.sdei.reset()
             self.firmware.psci.reset()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...cpu import M64
 from ...errors import ImageError, StateError, StreamError
+from ...migration.foreign import printable
 from ...migration.sections import Section, pack, unpack
 from ...sdei.model import bits
 from ...smccc.psci import Power
@@ -28,10 +29,13 @@ def save(machine: UnicornMachine) -> list[Section]:
     """All sections of a machine. Raises StateError where it does not stand still, or cannot be written down."""
     if machine.state != "paused":
         raise StateError(f"the state of a machine that is {machine.state} cannot be saved", "pause it first")
+    machine.gic.take_pulses()
     sections = [pack(state.MACHINE, _save_machine(machine)), pack(state.PL011, machine.uart.save())]
     sections += [pack(state.VCPU, _save_vcpu(vcpu), vcpu.pe.index) for vcpu in machine.vcpus]
+    if machine.gic.touched:
+        sections.append(pack(state.GIC, machine.gic.save()))
     if machine.boot is not None:
-        sections.append(pack(state.BOOT, machine.boot))
+        sections += state.boot_sections(machine.boot)
     return sections
 
 
@@ -71,8 +75,10 @@ def load(machine: UnicornMachine, sections: Sequence[Section]) -> None:
         vcpus.append(record)
     _check_machine(machine, places[state.MACHINE], whole, vcpus)
     if machine.config.restart:
-        machine.remember(*_boot(machine, places[state.BOOT]))
+        machine.remember(*_boot(machine, places))
     machine.uart.load(places[state.PL011])
+    if state.GIC in places:
+        machine.gic.load(places[state.GIC])
     try:
         machine.schedule.restore(whole.schedule)
     except ValueError as error:
@@ -86,8 +92,8 @@ def load(machine: UnicornMachine, sections: Sequence[Section]) -> None:
     machine.come_from(whole.counter, sum(1 << index for index in whole.kicked))
 
 
-def _boot(machine: UnicornMachine, section: Section) -> tuple[GuestImage, BootRecord]:
-    record = unpack(section, BootRecord)
+def _boot(machine: UnicornMachine, places: Places) -> tuple[GuestImage, BootRecord]:
+    section, record = places[state.BOOT], places.boot()
     image = record.image(section, RAM_BASE, RAM_BASE + machine.ram_size)
     try:
         image.place(len(machine.devicetree()), RAM_BASE, RAM_BASE + machine.ram_size)
@@ -100,7 +106,10 @@ def _check_machine(machine: UnicornMachine, section: Section, whole: MachineReco
     runnable = [index for index, record in enumerate(vcpus) if record.state == VcpuState.RUNNABLE.value]
     if sorted(whole.queue) != runnable:
         raise StreamError(f"section {section} has a queue of {whole.queue[:8]}, where {runnable[:8]} can run")
-    if not set(whole.early) <= set(runnable) or not set(whole.kicked) <= set(range(len(vcpus))):
+    early, kicked = set(whole.early), set(whole.kicked)
+    if len(early) < len(whole.early) or len(kicked) < len(whole.kicked):  # as bits, two would be another's
+        raise StreamError(f"section {section} has a turn or a kick of a vCPU twice")
+    if not early <= set(runnable) or not kicked <= set(range(len(vcpus))):
         raise StreamError(f"section {section} has a turn or a kick of vCPUs that there are not")
     if not 0 <= whole.counter <= M64:
         raise StreamError(f"section {section} has a counter of {whole.counter}, which has 64 bits")
@@ -108,7 +117,8 @@ def _check_machine(machine: UnicornMachine, section: Section, whole: MachineReco
     for name in sorted(ours.keys() | whole.cpu.keys()):
         if ours.get(name) != whole.cpu.get(name):
             raise StreamError(
-                f"the guest's CPU has {whole.cpu.get(name, 0):#x} in {name[:40]}, and this one {ours.get(name, 0):#x}",
+                f"the guest's CPU has {whole.cpu.get(name, 0):#x} in {printable(name, 40)}, "
+                f"and this one {ours.get(name, 0):#x}",
                 "use the same version of Unicorn on both sides",
             )
 

@@ -45,8 +45,8 @@ class Scheduler(Protocol):
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         """The next one to run; `runnable` is not empty, those just kicked stand first."""
 
-    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
-        """Run it for its slice; `rivals` others could run."""
+    def run(self, vcpu: UnicornVcpu, rivals: int, limit: int = 0) -> None:
+        """Run it for its slice; `rivals` others could run. `limit` blocks or instructions at most, if not 0."""
 
     def unhindered(self) -> None:
         """Nothing but its end is to stop what an engine runs next. On the machine's thread, between two slices."""
@@ -87,8 +87,9 @@ class FastScheduler:
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         return runnable[0]
 
-    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
-        self._control.budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
+    def run(self, vcpu: UnicornVcpu, rivals: int, limit: int = 0) -> None:
+        budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
+        self._control.budget = min(budget, limit + 1) if limit else budget  # the stub stops before the last one
         vcpu.run()
 
     def unhindered(self) -> None:
@@ -133,9 +134,10 @@ class DeterministicScheduler:
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         return self._random.choice(runnable) if self._random else runnable[0]
 
-    def run(self, vcpu: UnicornVcpu, rivals: int) -> None:
+    def run(self, vcpu: UnicornVcpu, rivals: int, limit: int = 0) -> None:
         if self._random is None:
-            vcpu.run(self.SLICES[-1] if rivals else self.LONG)
+            count = self.SLICES[-1] if rivals else self.LONG
+            vcpu.run(min(count, limit) if limit else count)
         else:
             vcpu.run(self._random.choice(self.SLICES))
 

@@ -4,7 +4,9 @@
     unicorn-machine   the vCPUs' turns, the seeded schedule, the counter, what the CPU is
     unicorn-vcpu      one vCPU each: what it does, its registers
     unicorn-boot      the guest's image, for PSCI SYSTEM_RESET
+    unicorn-boot-part the rest of one that is too large for a section, in order of instance
     pl011             the serial port
+    unicorn-gic       the interrupt controller, if the guest has made use of it
 
 Not moved: an exclusive monitor (it is clear after a move, which guests have
 to expect at any time), translations, and what a guest cannot tell apart.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import zstandard
 
 from ...cpu import (
@@ -35,18 +38,35 @@ from ...cpu import (
     MODE_EL1t,
 )
 from ...errors import StreamError
-from ...migration.sections import Record, Section
+from ...migration.sections import Record, Section, pack, unpack
 from ..images import GuestImage
 from .sysregs import REGISTERS
 
-__all__ = ["BOOT", "MACHINE", "PL011", "VCPU", "BootRecord", "MachineRecord", "Places", "Registers", "VcpuRecord"]
+__all__ = [
+    "BOOT",
+    "BOOT_PART",
+    "GIC",
+    "MACHINE",
+    "PL011",
+    "VCPU",
+    "BootRecord",
+    "GicCpuRecord",
+    "GicRecord",
+    "MachineRecord",
+    "Places",
+    "Registers",
+    "VcpuRecord",
+    "boot_sections",
+]
 
-MACHINE, VCPU, BOOT, PL011 = "unicorn-machine", "unicorn-vcpu", "unicorn-boot", "pl011"
+MACHINE, VCPU, BOOT, PL011, GIC = "unicorn-machine", "unicorn-vcpu", "unicorn-boot", "pl011", "unicorn-gic"
+BOOT_PART = "unicorn-boot-part"
 
 Q_BYTES = 32 * 16
 _MODES = (MODE_EL0t, MODE_EL1t, MODE_EL1h)
 _MAX_SEGMENTS = 1024
 _ZSTD_LEVEL = 3
+_PART = 32 << 20  # bytes of a packed image in one section, which may have 64 MiB
 
 
 class Registers(Record, frozen=True):
@@ -115,6 +135,30 @@ class MachineRecord(Record, frozen=True):
     cpu: dict[str, int]
 
 
+class GicCpuRecord(Record, frozen=True):
+    """A PE's redistributor and CPU interface, by registers; `priorities` has a byte a private interrupt."""
+
+    group: int
+    enabled: int
+    pending: int
+    active: int
+    priorities: bytes
+    config: int
+    waker: int
+    pmr: int
+    bpr: int
+    eoi_mode: int
+    group1: int
+    active_priorities: int
+
+
+class GicRecord(Record, frozen=True):
+    """The interrupt controller: GICD_CTLR, and what each PE has."""
+
+    control: int
+    cpus: list[GicCpuRecord]
+
+
 class Segment(Record, frozen=True):
     """How many bytes go to an address."""
 
@@ -164,13 +208,27 @@ class BootRecord(Record, frozen=True):
         return GuestImage(self.kind, segments, self.entry, self.start, self.end)
 
 
+class BootPart(Record, frozen=True):
+    """What comes after the `content` of a :class:`BootRecord`, or of the part before."""
+
+    content: bytes
+
+
+def boot_sections(record: BootRecord) -> list[Section]:
+    """An image as sections, each of a size that a section may have."""
+    first, *rest = [record.content[at : at + _PART] for at in range(0, len(record.content), _PART)] or [b""]
+    parts = [pack(BOOT_PART, BootPart(content), index) for index, content in enumerate(rest)]
+    return [pack(BOOT, msgspec.structs.replace(record, content=first)), *parts]
+
+
 class Places:
     """Sections by name and instance. Raises StreamError for one without a place, twice, or missing."""
 
     def __init__(self, sections: Sequence[Section], vcpus: int, boot: bool) -> None:
-        places = {(MACHINE, 0), (PL011, 0), *((VCPU, index) for index in range(vcpus))}
+        places = {(MACHINE, 0), (PL011, 0), (GIC, 0), *((VCPU, index) for index in range(vcpus))}
         if boot:
             places.add((BOOT, 0))
+            places |= {(BOOT_PART, index) for index in range(sum(each.name == BOOT_PART for each in sections))}
         self._found: dict[tuple[str, int], Section] = {}
         for section in sections:
             place = (section.name, section.instance)
@@ -179,8 +237,18 @@ class Places:
             if place in self._found:
                 raise StreamError(f"section {section} is there twice")
             self._found[place] = section
-        for name, instance in sorted(places - self._found.keys()):
+        for name, instance in sorted(places - self._found.keys() - {(GIC, 0)}):
             raise StreamError(f"section {name!r} of instance {instance} is missing")
+
+    def boot(self) -> BootRecord:
+        """The image, from all of its parts. Raises StreamError."""
+        record = unpack(self[BOOT], BootRecord)
+        parts = sorted(section.instance for section in self._found.values() if section.name == BOOT_PART)
+        content = [unpack(self[BOOT_PART, index], BootPart).content for index in parts]
+        return msgspec.structs.replace(record, content=b"".join([record.content, *content]))
+
+    def __contains__(self, name: str) -> bool:
+        return (name, 0) in self._found
 
     def __getitem__(self, place: str | tuple[str, int]) -> Section:
         return self._found[place if isinstance(place, tuple) else (place, 0)]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from .binding import CpReg, Engine, EngineError, X
 from .binding import arm64_const as reg
 
-__all__ = ["MOVER_BASE", "REGISTERS", "VIEWS", "Encoding", "RegisterReader", "RegisterWriter", "mrs", "msr"]
+__all__ = ["MOVER_BASE", "REGISTERS", "VIEWS", "Encoding", "RegisterReader", "RegisterWriter", "msr"]
 
 
 class Encoding(NamedTuple):
@@ -128,11 +128,6 @@ _CLREX = 0xD503_3F5F
 _END = 0xD503_207F  # wfi, which EL2 does not trap: the engine stops
 _EL2H = 0x3C9
 _TRIES = 1000
-
-
-def mrs(register: Encoding, rt: int) -> int:
-    """The instruction that reads a register into x`rt`."""
-    return msr(register, rt) | 1 << 21
 
 
 def msr(register: Encoding, rt: int) -> int:

@@ -39,6 +39,8 @@ _CNTPCT = Encoding(3, 3, 14, 0, 1)
 _PFR0_EL0 = 0xF
 _PFR0_EL0_AARCH64 = 1
 _PFR0_SVE = 0xF << 32
+_PFR0_GIC = 0xF << 24
+_PFR0_GIC_REGISTERS = 1 << 24  # those of a GICv3, see icc.py
 
 # What software chooses its code by. Those of TID3's group are seen through `identify`.
 _IDENTITY = {
@@ -74,13 +76,15 @@ def identify(engine: Engine, register: Encoding) -> int:
     """What the guest reads from an ID register; those that are not allocated read as zero."""
     value = engine.peek(register)
     if register == _PFR0:
-        return value & ~(_PFR0_EL0 | _PFR0_SVE) | _PFR0_EL0_AARCH64
+        return value & ~(_PFR0_EL0 | _PFR0_SVE | _PFR0_GIC) | _PFR0_EL0_AARCH64 | _PFR0_GIC_REGISTERS
     return 0 if register == _ZFR0 else value
 
 
 def identification(engine: Engine) -> dict[str, int]:
     """What tells one CPU from another, by name: a guest can move only between two that agree."""
-    return {name: identify(engine, register) for name, register in _IDENTITY.items()}
+    found = {name: identify(engine, register) for name, register in _IDENTITY.items()}
+    found["ID_AA64PFR0_EL1"] &= ~_PFR0_GIC  # ours, not the engine's; and guests come that had none
+    return found
 
 
 def read_trapped(engine: Engine, access: Access) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -67,8 +68,13 @@ class Turns:
         return list(self._held)
 
     def hold(self, vcpu: UnicornVcpu, seconds: float) -> None:
-        """The one whose slice it is stays out of turn for that long."""
+        """The one whose slice it is stays out of turn for that long, math.inf until it is released."""
         self._held[vcpu] = self._clock() + seconds
+
+    def release(self, vcpu: UnicornVcpu) -> None:
+        """One that may have been held up can run again."""
+        if self._held.pop(vcpu, None) is not None and vcpu.state is VcpuState.RUNNABLE:
+            self.woken(vcpu)
 
     def let_go(self, all_of_them: bool = False) -> None:
         """Those whose time has come can run again."""
@@ -80,8 +86,9 @@ class Turns:
                     self.queue.append(vcpu)
 
     def next_due(self) -> float | None:
-        """Seconds until the next one's time comes, None where nobody is held up."""
-        return max(min(self._held.values()) - self._clock(), 0.0) if self._held else None
+        """Seconds until the next one's time comes, None where no time will bring that about."""
+        first = min(self._held.values(), default=math.inf)
+        return max(first - self._clock(), 0.0) if first < math.inf else None
 
     def clear(self) -> None:
         """The system was reset."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import ctypes as C
 import enum
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...cpu import (
     ESR_IL,
     ESR_WNR,
+    M64,
     PC,
     PSTATE,
     PSTATE_DAIF,
+    PSTATE_I,
     SCTLR,
     SYNCHRONOUS_EXTERNAL_ABORT,
     MODE_EL1h,
@@ -21,13 +24,14 @@ from ...cpu import (
 )
 from ...errors import StateError
 from ...sdei.model import Pe
-from ..base import PAGE_SIZE
+from ..demand import Fault
 from ..disassembly import around
 from ..report import FaultReport
-from . import traps
+from . import gic, traps
 from .binding import CpReg, Engine, Q, X
 from .binding import arm64_const as reg
 from .exceptions import ExceptionNumber, Syndrome, SyndromeReader
+from .icc import InterfaceRegisters, decode
 from .state import Q_BYTES, Registers
 from .sysregs import RegisterReader
 from .view import UnicornView
@@ -39,6 +43,7 @@ __all__ = ["UnicornVcpu", "VcpuState"]
 
 _UNDEFINED = int(ExceptionNumber.UNDEFINED)
 _DATA_ABORT = int(ExceptionNumber.DATA_ABORT)
+_ABORTS = (int(ExceptionNumber.PREFETCH_ABORT), _DATA_ABORT)
 _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
 
 EC_UNKNOWN = 0x00
@@ -46,10 +51,21 @@ EC_WFX = 0x01
 EC_SYSTEM_REGISTER = 0x18
 EC_INSTRUCTION_ABORT = 0x20
 _FSC_CLASS = 0x3C
-_PERMISSION = 0x0C  # a fault of which level is in the bits below
+_TRANSLATION = 0x04  # a fault; of which level is in the bits below
+_PERMISSION = 0x0C
 _AARCH32 = "it executes AArch32 code, which machine unicorn cannot do"
 SCTLR_M = 1
 PSTATE_SP = 1
+PSTATE_EL = 0xF  # which exception level, and which stack: 0 at EL0
+PAGE_SHIFT = 12
+IRQ_VECTOR = 0x80  # behind that for synchronous exceptions
+
+# How many blocks a vCPU gets before it is looked at again, while an interrupt is signalled to it. The guest may have
+# interrupts on for a block or two only, again and again: so the lengths must not fit a loop's.
+_SOON = (1, 2, 1, 4, 1, 7, 1, 3, 12, 1, 5, 2, 23)
+_LATER = (1, 97, 2, 251, 5, 499, 1, 1009, 3, 151)
+_MANY = 1000  # looks, after which it seems to want no interrupts
+_ANSWERED = 20_000  # it has entered its handler
 
 
 class VcpuState(enum.Enum):
@@ -71,6 +87,8 @@ class UnicornVcpu:
         self.pending: tuple[int, int] | None = None  # where it begins when its turn comes, and x0
         self.last_vector = -1  # where the last exception was taken to
         self._engine: Engine | None = None
+        self._looks = 0  # at an interrupt that is masked
+        self._interface = InterfaceRegisters(machine.gic, machine.gic.cpus[pe.index])
         self._stale = False  # stage 2 has taken rights away since the engine last ran
         self._moving = False  # what runs is ours, not the guest's
 
@@ -113,6 +131,14 @@ class UnicornVcpu:
         engine.map_device(
             machine.uart_base, 0x1000, self._guarded(machine.uart.read), self._guarded(machine.uart.write)
         )
+        for base, size, access in (
+            (gic.GICD_BASE, gic.GICD_SIZE, machine.gic.distributor()),
+            *(
+                (base, size, machine.gic.redistributors(n * gic.REDISTRIBUTORS))
+                for n, (base, size) in enumerate(gic.regions(len(machine.firmware.pes)))
+            ),
+        ):
+            engine.map_device(base, size, self._guarded(access[0]), self._guarded(access[1]))
         machine.translation.enable(engine)
         engine.set_sysreg("VMPIDR_EL2", 1 << 31 | self.pe.affinity)
         self.view = UnicornView(engine)
@@ -139,6 +165,7 @@ class UnicornVcpu:
 
     def _power_up(self, entry: int, x0: int) -> None:
         engine = self._reset()
+        self.machine.gic.power_up(self.pe.index)
         engine.set(reg.UC_ARM64_REG_PSTATE, PSTATE_DAIF | MODE_EL1h)
         engine.set(reg.UC_ARM64_REG_X0, x0)
         engine.set(reg.UC_ARM64_REG_PC, entry)
@@ -189,6 +216,7 @@ class UnicornVcpu:
         fetch_call = view.fetch_call
         hypercall = machine.firmware.hypercall
         delivery = machine.firmware.sdei.delivery
+        asyncpf = machine.firmware.asyncpf
         lock = machine.lock
         runnable = VcpuState.RUNNABLE
 
@@ -203,6 +231,8 @@ class UnicornVcpu:
                             delivery.kicks = 0
                     if kicks & ~pe.bit:
                         machine.kick(kicks & ~pe.bit)
+                    if asyncpf.interrupts:
+                        machine.tell_interrupts()
                     if self.state is not runnable:
                         self.engine.stop()
                 else:
@@ -232,11 +262,13 @@ class UnicornVcpu:
             self.engine.stop()
         elif syndrome.aarch32:
             self.stop_faulted(f"exception {number}, and {_AARCH32}")
+        elif number == _UNDEFINED and syndrome.esr >> 26 == EC_UNKNOWN and self._interrupt_register():
+            pass
         elif syndrome.target_el == 1:
             self._take(number, syndrome.esr, syndrome.address)
         elif number == _UNDEFINED:
             self._trap(syndrome.esr)
-        elif number != _DATA_ABORT or not self._written(syndrome):
+        elif number not in _ABORTS or not (self._absent(syndrome) or self._written(syndrome)):
             # A stage-2 fault: there is nothing at that address. The bus would say so.
             ec = syndrome.esr >> 26
             esr = (ec << 26) | ESR_IL | (syndrome.esr & ESR_WNR) | SYNCHRONOUS_EXTERNAL_ABORT
@@ -247,13 +279,72 @@ class UnicornVcpu:
         engine = self.engine
         ec = esr >> 26
         if ec == EC_WFX:
-            # WFI (HCR_EL2.TWI). Nothing but an event can wake this vCPU.
-            self.state = VcpuState.WAITING
+            # WFI (HCR_EL2.TWI). Nothing but an event or an interrupt can wake this vCPU.
+            if not self.machine.gic.signals & self.pe.bit:
+                self.state = VcpuState.WAITING
             engine.stop()
         elif ec != EC_SYSTEM_REGISTER or not traps.read_trapped(engine, traps.Access.of(esr)):
             self._take(_UNDEFINED, EC_UNKNOWN << 26 | ESR_IL, 0)
             return
         engine.set(reg.UC_ARM64_REG_PC, engine.get(reg.UC_ARM64_REG_PC) + 4)
+
+    def _interrupt_register(self) -> bool:
+        """Carry out an access to the interrupt controller's system registers; whether it was one. PC is on it."""
+        engine, machine, view = self.engine, self.machine, self.view
+        view.fetch_all()
+        x = view.x
+        at = engine.translate(x[PC])
+        if at is None or not machine.in_ram(at):
+            return False
+        at -= machine.ram_base
+        instruction = decode(int.from_bytes(machine.ram[at : at + 4], "little"))
+        if instruction is None or not x[PSTATE] & PSTATE_EL:
+            return False
+        name, rt, reads = instruction
+        if reads:
+            value = self._interface.read(name)
+            if value is None:
+                return False
+            if rt < PC:
+                x[rt] = value
+            elif rt < len(X):
+                engine.set(X[rt], value)
+        elif not self._interface.write(name, x[rt] if rt < PC else engine.get(X[rt]) if rt < len(X) else 0):
+            return False
+        x[PC] += 4
+        view.flush_context()
+        return True
+
+    def _absent(self, syndrome: Syndrome) -> bool:
+        """Whether an abort is an access to a page that is not here yet, and the vCPU tries it again some time."""
+        if syndrome.esr & _FSC_CLASS != _TRANSLATION:
+            return False
+        machine, pe, view = self.machine, self.pe, self.view
+        firmware = machine.firmware
+        address = self._faulted_page()
+        with machine.lock:
+            view.fetch_all()
+            user = not view.x[PSTATE] & PSTATE_EL
+            fault = machine.demand.fault(address, pe.index, lambda: firmware.asyncpf.not_present(pe, user=user))
+            if fault is Fault.TOLD:
+                firmware.deliver(pe, view)
+            kicks = firmware.take_kicks() & ~pe.bit
+        if kicks:
+            machine.kick(kicks)
+        if fault is Fault.WAIT:
+            machine.hold(self, math.inf)
+            self.engine.stop()
+        elif fault is Fault.TOLD:
+            machine.tell_interrupts()
+            machine.gic.take_pulses()
+            if machine.gic.signals & pe.bit:
+                self.interrupt()  # that is how it is told: before the access is tried again
+        return fault is not Fault.ELSEWHERE
+
+    def _faulted_page(self) -> int:
+        """Where the page is that a stage-2 fault is about."""
+        self._fetch_hpfar()
+        return int(self._hpfar.val) >> 4 << PAGE_SHIFT
 
     def _written(self, syndrome: Syndrome) -> bool:
         """Whether a data abort is a write that the dirty log waits for; the vCPU tries it again, now or later."""
@@ -265,8 +356,25 @@ class UnicornVcpu:
             machine.hold(self, wait)
             self.engine.stop()
             return True
-        self._fetch_hpfar()
-        return machine.dirty.written((self._hpfar.val >> 4) * PAGE_SIZE + syndrome.address % PAGE_SIZE)
+        return machine.dirty.written(self._faulted_page())
+
+    def interrupt(self) -> int:
+        """An interrupt is signalled: take it, unless it is masked. How soon to look again, in blocks."""
+        if self.pending is not None or self._syndrome.aarch32():
+            return 0
+        view = self.view
+        view.fetch_all()
+        x = view.x
+        pstate = x[PSTATE]
+        if pstate & PSTATE_I:
+            self._looks += 1
+            return _SOON[self._looks % len(_SOON)] if self._looks < _MANY else _LATER[self._looks % len(_LATER)]
+        self._looks = 0
+        view.set_exception_return(x[PC], pstate)
+        x[PC] = view.vbar_el1() + synchronous_vector(pstate) + IRQ_VECTOR & M64
+        x[PSTATE] = self.pe.features.exception_entry(pstate, x[SCTLR])
+        view.flush_context()
+        return _ANSWERED
 
     def _take(self, number: int, esr: int, address: int) -> None:
         """Take an exception to EL1, as the architecture does. Arm ARM AArch64.TakeException."""
@@ -289,7 +397,7 @@ class UnicornVcpu:
         if abort and from_el1:
             esr |= 1 << 26  # from the same exception level
         vbar = view.vbar_el1()
-        vector = vbar + synchronous_vector(pstate)
+        vector = vbar + synchronous_vector(pstate) & M64
         if not x[SCTLR] & SCTLR_M and not self.machine.in_ram(vector):
             self.stop_faulted(f"{where}, and the guest has set up no exception vectors (VBAR_EL1 is {vbar:#x})")
             return
