@@ -149,8 +149,9 @@ class FakeMachine(Machine):
 class Served:
     """A fake machine behind a control socket, the event loop on a thread of its own."""
 
-    def __init__(self, directory: VmDirectory) -> None:
-        self.machine = FakeMachine(MachineConfig(vcpus=3, events=(EventDefinition(SHARED, shared=True),)))
+    def __init__(self, directory: VmDirectory, config: MachineConfig | None = None) -> None:
+        events = (EventDefinition(SHARED, shared=True),)
+        self.machine = FakeMachine(config if config is not None else MachineConfig(vcpus=3, events=events))
         self.machine.start()
         self.path = directory.control_socket
         self.quits = 0

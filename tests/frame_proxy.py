@@ -69,9 +69,13 @@ class Act(enum.Enum):
     FLIP_PAYLOAD = "a wrong bit in the payload"
     DROP = "drop"
     DUPLICATE = "duplicate"
+    END_SOURCE = "ask the source to end before"  # and everything goes on, the frame too
+    END_DESTINATION = "ask the destination to end before"
 
 
-_WHOLE = frozenset({Act.FLIP_HEADER, Act.FLIP_PAYLOAD, Act.DROP, Act.DUPLICATE})
+_SPOIL = frozenset({Act.FLIP_HEADER, Act.FLIP_PAYLOAD, Act.DROP, Act.DUPLICATE})
+_ASK = frozenset({Act.END_SOURCE, Act.END_DESTINATION})
+_WHOLE = _SPOIL | _ASK  # those of which no part can be told
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,17 @@ def steps(seen: Iterable[Seen]) -> list[Seen]:
 class FrameProxy:
     """Listens at `listen` and forwards to `target`: unix:PATH, or tcp:HOST:PORT (port 0: any). A context manager.
 
-    `kill` gets "source" or "destination", and returns when that process is dead.
+    `kill` gets "source" or "destination", and returns when that process is dead. `ask` gets the same, and
+    has that side told to end; all that comes waits until it returns.
     """
 
     def __init__(
-        self, target: str, listen: str, fault: Fault | None = None, kill: Callable[[str], None] | None = None
+        self,
+        target: str,
+        listen: str,
+        fault: Fault | None = None,
+        kill: Callable[[str], None] | None = None,
+        ask: Callable[[str], None] | None = None,
     ) -> None:
         self.fault = fault
         self.happened = threading.Event()  # the fault has been carried out
@@ -134,6 +144,7 @@ class FrameProxy:
         self.connections = 0
         self._target = target
         self._kill = kill
+        self._ask = ask
         self._changed = threading.Condition()
         self._counts: Counter[tuple[Direction, str]] = Counter()
         self._links: list[_Link] = []
@@ -244,6 +255,10 @@ class FrameProxy:
     def kill(self, side: str) -> None:
         assert self._kill is not None, "nobody said how to kill"
         self._kill(side)
+
+    def ask(self, side: str) -> None:
+        assert self._ask is not None, "nobody said how to ask"
+        self._ask(side)
 
 
 class _EndedError(Exception):
@@ -372,7 +387,12 @@ class _Link:
 
     def _do(self, fault: Fault, come: socket.socket, go: socket.socket, head: bytes, payload: bytes) -> None:
         frame = head + payload
-        if fault.act in _WHOLE:
+        if fault.act in _ASK:
+            self._proxy.ask("source" if fault.act is Act.END_SOURCE else "destination")
+            self._proxy.has_happened()
+            self._write(go, frame)
+            return
+        if fault.act in _SPOIL:
             self._write(go, _spoilt(fault, head, payload))
             self._proxy.has_happened()
             return

@@ -97,12 +97,16 @@ class Beat:
                 beat.events[-1][int(name, 16)] = int(value, 16)
         return beat
 
+    def is_a_round_after(self, before: Beat) -> bool:
+        """Whether every CPU has got on."""
+        return all(new["rounds"] > old["rounds"] for new, old in zip(self.cpus, before.cpus, strict=True))
+
     def goes_on_from(self, before: Beat) -> None:
         """Nothing that was counted has been forgotten, and every CPU has got on."""
         assert self.number > before.number
         for new, old in zip(self.cpus, before.cpus, strict=True):
             assert all(new[name] >= old[name] for name in old), (new, old)
-            assert new["rounds"] > old["rounds"], (new, old)
+        assert self.is_a_round_after(before), (self, before)
         for events, earlier in zip(self.events, before.events, strict=True):
             assert all(events[number] >= earlier[number] for number in earlier), (events, earlier)
 
@@ -247,6 +251,16 @@ class Mover:
         wait_until(lambda: len(lines()) > before, "half a line of counts")
         return Beat.parse(lines()[before])
 
+    def settle(self) -> tuple[VmStatus, Beat]:
+        """Have the guest raise no more events: what the host and it say of them when all have been handled."""
+        self.type_in("s")
+        before = self.beat()
+        # A CPU may have raised one and not have counted it; in its next round it has.
+        wait_until(lambda: self.beat().is_a_round_after(before), "a CPU stands still")
+        with self.client() as client:
+            wait_until(lambda: is_quiet(client.status()), "events are still pending")
+            return client.status(), self.beat()
+
     def quit(self) -> str:
         """Have the guest check everything once more and end; its whole text."""
         self.type_in("q")
@@ -367,6 +381,11 @@ class Injector:
         if self.error:
             raise self.error
 
+    def give_up(self) -> None:
+        """The guest is nowhere: what was to be injected again need not be."""
+        self._hopeless = True
+        self._stop.set()
+
     def __enter__(self) -> Injector:
         self._thread.start()
         return self
@@ -374,7 +393,7 @@ class Injector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hopeless = error is not None  # the guest is perhaps nowhere
+        self._hopeless = self._hopeless or error is not None  # the guest is perhaps nowhere
         self._stop.set()
         self._thread.join()
         if self.error and error is None:

@@ -61,7 +61,7 @@ def by_hand(
     return head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head + payload)) + payload
 
 
-def header(major: int = 1, minor: int = 1, reserved: int = 0, magic: bytes = b"SDEIVIRT") -> bytes:
+def header(major: int = 1, minor: int = 2, reserved: int = 0, magic: bytes = b"SDEIVIRT") -> bytes:
     return struct.pack("<8sHHI", magic, major, minor, reserved)
 
 

@@ -140,7 +140,7 @@ def test_status(runtime: Path, vm: VmProcess) -> None:
         (0, 0, "on", False),
         (1, 1, "on", False),
     ]
-    assert [event["number"] for event in report["events"]] == [0, 0x1234, SHARED]
+    assert [event["number"] for event in report["events"]] == [0, 0x1234, SHARED, 0x4040_0001]
     text = cli(runtime, "status", "vm").stdout
     assert "VM vm: running, machine unicorn" in text
     assert "0-1   0x0 to 0x1  on" in text
@@ -154,7 +154,7 @@ def test_status(runtime: Path, vm: VmProcess) -> None:
 
 
 def test_status_of_all(runtime: Path, vm: VmProcess) -> None:
-    row = {"name": "vm", "pid": vm.process.pid, "machine": "unicorn", "vcpus": 2, "state": "running"}
+    row = {"name": "vm", "pid": vm.process.pid, "machine": "unicorn", "vcpus": 2, "state": "running", "migration": ""}
     assert json.loads(cli(runtime, "status", "--json").stdout) == [row]
     assert str(vm.process.pid) in cli(runtime, "status").stdout
 

@@ -71,15 +71,16 @@ def test_the_policy_shows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_hypercalls(capfd: pytest.CaptureFixture[str]) -> None:
     report = as_json(capfd, "hypercalls")
     assert report["ok"]
-    assert [run["disabled"] for run in report["runs"]] == [None, "std-trng", "std-sdei", "vendor-hyp"]
+    assert [run["disabled"] for run in report["runs"]] == [None, "std-trng", "std-sdei", "vendor-hyp", "async-pf"]
     for run in report["runs"]:
         assert run["disabled"] not in run["services"]
         lines = [line.split() for line in run["output"].splitlines()]
         verdicts = {line[1]: line[4] for line in lines if len(line) == 6}
         assert verdicts["SDEI_VERSION"] == ("disabled" if run["disabled"] == "std-sdei" else "enabled")
+        assert verdicts["ASYNC_PF_SLOTS"] == ("disabled" if run["disabled"] == "async-pf" else "enabled")
     assert main(["selftest", "hypercalls"]) == 0
     out = capfd.readouterr().out
-    assert out.count("Result: OK") == 4
+    assert out.count("Result: OK") == 5
     assert out.index("=== all services") < out.index("=== without std-trng") < out.index("    without vendor-hyp ")
 
 

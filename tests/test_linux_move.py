@@ -18,6 +18,7 @@ from sdeivirt.machine.report import VmStatus
 
 from .control_support import VmProcess, wait_until
 from .linux_support import CLIENT_EVENT, linux_marks
+from .test_linux_devices import disk, sha256
 from .test_migration_moves import GONE
 
 pytestmark = [*linux_marks, pytest.mark.process]
@@ -44,11 +45,15 @@ class FedProcess(VmProcess):
 
 
 class MovingLinux:
-    """A Debian kernel with two vCPUs in a process of its own, and then in others. A context manager."""
+    """A Debian kernel with two vCPUs in a process of its own, and then in others. A context manager.
 
-    def __init__(self, runtime: Path) -> None:
+    `append` are further words for the kernel, `devices` QEMU's words for them, on each side.
+    """
+
+    def __init__(self, runtime: Path, append: str = "", devices: tuple[str, ...] = ()) -> None:
         assets = fetch("bookworm")
         self._runtime = runtime
+        self._devices = ("--", *devices) if devices else ()
         self._injected: Counter[tuple[int, int]] = Counter()
         self.shell = Shell(self._type_in, lambda: self.vm.process.poll() is not None)
         self.vms: list[VmProcess] = []
@@ -56,12 +61,12 @@ class MovingLinux:
             "linux",
             *("--machine", "qemu", "--kernel", str(assets.image), "--initrd", str(assets.initrd)),
             *("--memory", "512M", "--vcpus", str(VCPUS), "--event", f"{CLIENT_EVENT:#x}", "--append"),
-            f"console=ttyAMA0 quiet run=serve client.events=0,{CLIENT_EVENT:#x} client.quiet=1",
+            f"console=ttyAMA0 quiet run=serve client.events=0,{CLIENT_EVENT:#x} client.quiet=1 {append}".strip(),
         )
         self.shell.wait_ready()
 
     def _start(self, name: str, *words: str) -> VmProcess:
-        vm = FedProcess(self.shell, self._runtime, *words, name=name)
+        vm = FedProcess(self.shell, self._runtime, *words, *self._devices, name=name)
         self.vms.append(vm)
         return vm
 
@@ -159,5 +164,41 @@ def test_linux_moves_there_and_back_and_its_events_fire(tmp_path: Path, monkeypa
             linux.expect_exact()
         assert shell.run("nproc").strip() == str(VCPUS)
         assert not re.search(r"BUG:|Oops|WARNING:|rcu: INFO|stall|lockup", shell.run("dmesg"))
+        shell.begin("poweroff -f")
+        assert linux.vm.wait() == 0, linux.vm.err
+
+
+@pytest.mark.linux
+def test_what_a_disk_writes_into_ram_while_the_guest_moves_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that nobody had touched are filled by the disk itself during the first pass; no CPU writes them."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = tmp_path / "disk"
+    content = random.randbytes(24 << 20)
+    path.write_bytes(content)
+    with MovingLinux(tmp_path, "modules=virtio_pci,virtio_blk", disk(0, path, readonly=True)) as linux:
+        shell, here = linux.shell, linux.vm
+        shell.run("sha256sum /dev/null")  # the program itself is in memory
+        uri = f"unix:{tmp_path}/there.sock"
+        there = linux._start("there", "--incoming", uri)
+        there.wait_err("waiting for a guest")
+        with VmClient(here.path.name) as client:
+            client.execute("migrate", **{"uri": uri, "max-bandwidth": 24 << 20})
+            wait_until(lambda: client.execute("query-migrate")["passes"] == 1, "nothing is sent")
+            shell.run("cat /dev/vda >/dev/null")
+            now = client.execute("query-migrate")
+            assert (now["status"], now["passes"]) == ("active", 1), "the disk was not read during the first pass"
+            status = client.wait_migration()
+            while status.active:
+                status = client.wait_migration()
+        assert status.status == "completed", status
+        linux.vm = there
+        assert here.wait() == 0, here.err
+        reads = shell.run("cut -c1-9 /sys/block/vda/stat")
+        assert shell.run("sha256sum /dev/vda").split()[0] == sha256(content)
+        assert shell.run("cut -c1-9 /sys/block/vda/stat") == reads, "it was read from the disk, and not from memory"
+        shell.run("echo 3 > /proc/sys/vm/drop_caches")
+        assert shell.run("sha256sum /dev/vda").split()[0] == sha256(content)
         shell.begin("poweroff -f")
         assert linux.vm.wait() == 0, linux.vm.err

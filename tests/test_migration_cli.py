@@ -78,7 +78,7 @@ def test_tls_on_both_sides(runtime: Path, here: VmProcess) -> None:
 
 
 def test_another_host_is_not_reached_without_tls(runtime: Path, here: VmProcess) -> None:
-    done = cli(runtime, "migrate", "here", "tcp:192.0.2.1:4444", code=1)
+    done = cli(runtime, "migrate", "here", "tcp:192.0.2.1:4444", code=2)
     assert "--tls-creds" in done.stderr
     assert "--insecure" in done.stderr
     done = cli(runtime, "run", "--incoming", "tcp:0.0.0.0:0", code=2)

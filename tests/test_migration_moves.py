@@ -13,9 +13,9 @@ from sdeivirt.errors import MovedError, StateError, UnknownVmError
 from sdeivirt.guests import guest_path
 from sdeivirt.machine import ExitReason, MachineConfig, open_machine
 
-from .control_support import LIMIT, VmProcess, wait_until
+from .control_support import LIMIT, VmProcess
 from .machine_support import KINDS, Console
-from .mover_support import SCENES, Injector, Mover, Row, check_counts, check_scene, is_quiet, parse_scenes
+from .mover_support import SCENES, Injector, Mover, Row, check_counts, check_scene, parse_scenes
 
 pytestmark = [pytest.mark.machine, pytest.mark.process]
 
@@ -85,11 +85,8 @@ def moves(kind: str, runtime: Path, count: int, injections: int) -> None:
                 after.goes_on_from(before)
                 before = after
             injector.reaches((count + 1) * injections)
-        mover.type_in("s")
-        with mover.client() as client:
-            wait_until(lambda: is_quiet(client.status()), "events are still pending")
-            beat = mover.beat()
-            check_counts(client.status(), beat, injector.injected)
+        status, beat = mover.settle()
+        check_counts(status, beat, injector.injected)
         mover.quit()
 
 

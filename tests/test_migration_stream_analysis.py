@@ -77,7 +77,7 @@ def zeroes(first: int, count: int) -> tuple[bytes, bytes, int]:
 def test_a_whole_stream_is_told(tmp_path: Path) -> None:
     stream = a_stream()
     analysis = analyzed(tmp_path, stream)
-    assert (analysis.complete, analysis.version, analysis.sound) == (True, "1.1", len(stream))
+    assert (analysis.complete, analysis.version, analysis.sound) == (True, "1.2", len(stream))
     assert analysis.configuration == {"memory": 2 << 20}
     kinds = ["CONF", "PAGE", "PASS", "DESC", "SECT", "END"]
     assert [(kind, each.frames) for kind, each in analysis.frames.items()] == [
@@ -369,7 +369,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, kind: str) -> None:
     assert "sdeivirt save" in caught.value.hint
 
 
-@pytest.mark.parametrize("stream", [b"", b"SDEIVIRT", b"\x7fELF" * 100, header(1, 2) + a_stream(a_ram())[HEADER_SIZE:]])
+@pytest.mark.parametrize("stream", [b"", b"SDEIVIRT", b"\x7fELF" * 100, header(1, 3) + a_stream(a_ram())[HEADER_SIZE:]])
 def test_what_is_no_stream_of_ours_is_refused(tmp_path: Path, stream: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(stream)

@@ -133,6 +133,25 @@ def test_what_is_collected_from_a_stopped_guest_is_noted_again_once_it_has_run()
             machine.resume()
 
 
+def test_a_log_that_is_started_while_the_guest_stands_misses_nothing() -> None:
+    """vCPUs go on with translations by which they may write, until one of them has flushed all TLBs."""
+    with machine_with(2, batch=50) as machine:
+        machine.start()
+        wait_until(lambda: all(counts(machine)))
+        for _ in range(5):
+            all_go_on(machine)
+            machine.pause()
+            copy = bytearray(machine.memory())
+            machine.start_dirty_log()
+            machine.resume()
+            all_go_on(machine)
+            machine.pause()
+            copy_pages(machine.collect_dirty(), machine.memory(), copy)
+            assert pages_that_differ(bytes(copy), machine.memory()) == []
+            machine.stop_dirty_log()
+            machine.resume()
+
+
 def cpu_seconds(machine: QemuMachine) -> float:
     """What QEMU has used of the host's CPUs."""
     fields = Path(f"/proc/{machine.details()['pid']}/stat").read_text().rpartition(")")[2].split()

@@ -17,7 +17,7 @@ from sdeivirt.machine.unicorn import UnicornMachine
 from sdeivirt.machine.unicorn.binding import EngineError, X
 from sdeivirt.machine.unicorn.binding import arm64_const as reg
 from sdeivirt.machine.unicorn.state import Registers
-from sdeivirt.machine.unicorn.sysregs import REGISTERS, VIEWS, Encoding, RegisterWriter, mrs, msr
+from sdeivirt.machine.unicorn.sysregs import REGISTERS, VIEWS, Encoding, RegisterWriter, msr
 from sdeivirt.machine.unicorn.vcpu import UnicornVcpu
 
 pytestmark = pytest.mark.machine
@@ -34,6 +34,11 @@ EVERYTHING = [
 ONES = (1 << 64) - 1
 PATTERNS = (ONES, 0x5555_5555_5555_5555, 0xAAAA_AAAA_AAAA_AAAA, 0)
 HEADER = 40  # bytes of a context blob that describe it
+
+
+def mrs(register: Encoding, rt: int) -> int:
+    """The instruction that reads a register into x`rt`: MSR with L set. Arm ARM C6.2."""
+    return msr(register, rt) | 1 << 21
 
 
 class Bench:

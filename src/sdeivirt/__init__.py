@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .asyncpf import AsyncPfSettings
     from .control.client import VmClient
     from .errors import SdeivirtError
     from .guests import guest_path
@@ -33,6 +34,7 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "QemuOptions",
+    "AsyncPfSettings",
     "Outcome",
     "ExitReason",
     "FaultReport",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "asyncpf": ("AsyncPfSettings",),
     "machine": ("open_machine", "Machine", "MachineConfig", "Outcome", "ExitReason", "FaultReport", "VmStatus"),
     "machine.qemu.options": ("QemuOptions",),
     "sdei": ("EventDefinition", "Priority", "Policy", "POLICIES", "Sdei"),

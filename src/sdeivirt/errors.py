@@ -18,6 +18,11 @@ the person or program on the host side does wrong is one of these:
      |    +-- MovedError              the guest runs somewhere else by now
      +-- MigrationError               a guest could not be moved, saved or restored  (exit 1)
      |    +-- StreamError             a stream that is damaged, newer than we are, or no such stream
+     |    +-- RefusedError            migration.wire: the other side has said why it does not go on
+     |    +-- ChannelError            migration.channel: a connection or a file that fails
+     |         +-- ChannelCutError        the other side is gone
+     |         +-- ChannelStalledError    it is there, and takes or sends nothing
+     |         +-- ChannelCancelledError  somebody here has ended it
      +-- EnvironmentUnavailableError  something on this host is missing          (exit 3)
      |    +-- UnknownVmError          no VM of that name is running
      |    +-- VmExistsError           a VM of that name is running already

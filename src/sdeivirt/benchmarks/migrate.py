@@ -137,7 +137,7 @@ def _against_qemu(rounds: int, guest: Guest, limit: float | None) -> Iterator[Ro
     total = [moved.total for _, moved in pairs]
     yield _row(f"{guest.name}: total", [1000 * each for each in total], "ms", "", limit and 1000 * limit)
     yield _row("  that is", _ratios(total, [each.total for each, _ in pairs]), "x", "QEMU alone, in turn", QEMU_RATIO)
-    yield _row("  without the start of the destination's QEMU", [1000 * moved.sending for _, moved in pairs], "ms")
+    yield _row("  first page to the end", [1000 * moved.sending for _, moved in pairs], "ms")
     downtime = [moved.downtime for _, moved in pairs]
     yield _row("  downtime", [1000 * each for each in downtime], "ms")
     # QEMU counts whole milliseconds, and of an idle guest none.

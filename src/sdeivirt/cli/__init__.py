@@ -44,14 +44,17 @@ _VERBS = {
     "migrate": "migrate:migrate",
     "save": "migrate:save",
     "restore": "receive:restore",
+    "serve": "serve:serve",
     "doctor": "doctor:doctor",
     "tables": "tables:app",
     "bench": "bench:app",
     "fuzz": "fuzz:fuzz",
     "completion": "completion:completion",
 }
+# Arguments that are no options are told as [ARGS] where they may be left out.
+_USAGES = {"migrate": "Usage: sdeivirt migrate [OPTIONS] [VM] [URI]"}
 for _verb, _target in _VERBS.items():
-    app.command(f"{__name__}.{_target}", name=_verb)
+    app.command(f"{__name__}.{_target}", name=_verb, usage=_USAGES.get(_verb))
 
 
 def _complain(message: str, hint: str) -> None:

@@ -90,6 +90,22 @@ def migrate(
 
 
 @app.command
+def pager(
+    *,
+    rounds: Annotated[int, Parameter(help="How often each pair is measured.")] = 5,
+    quick: Annotated[bool, Parameter(help="Fewer pages: a look, not a figure.", negative="")] = False,
+    check: Annotated[bool, Parameter(help="Exit with 1 if a target is missed.", negative="")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> int:
+    """Measure the fetching of pages that come after their guest: against a bare socket, and how long a fault waits."""
+    from ..benchmarks.pager import measure
+
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 5 is a good number")
+    return _report(list(measure(rounds, quick, lambda what: print(what, file=sys.stderr, flush=True))), json_, check)
+
+
+@app.command
 def memory(
     machine: Annotated[
         Literal["core", "unicorn", "qemu"] | None, Parameter(help="What is measured; core and unicorn by default.")

@@ -8,6 +8,33 @@ from typing import Literal
 __all__ = ["completion"]
 
 
+# bash breaks words at colons, and what it has found is only put in the place of the last piece.
+_JOINED = r"""
+_sdeivirt_joined() {
+  local -a given=("${COMP_WORDS[@]:0:COMP_CWORD+1}")
+  local -a COMP_WORDS=()
+  local word joins=0
+  for word in "${given[@]}"; do
+    if [[ ${#COMP_WORDS[@]} -gt 1 && ( "$word" == ":" || $joins -eq 1 ) ]]; then
+      COMP_WORDS[-1]+="$word"
+    else
+      COMP_WORDS+=("$word")
+    fi
+    [[ "$word" == ":" ]] && joins=1 || joins=0
+  done
+  local COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  local last="${COMP_WORDS[COMP_CWORD]}"
+  _sdeivirt "$@"
+  if [[ "$last" == *:* && "$COMP_WORDBREAKS" == *:* ]]; then
+    local begun="${last%"${last##*:}"}"
+    COMPREPLY=("${COMPREPLY[@]#"$begun"}")
+  fi
+  [[ ${#COMPREPLY[@]} -eq 1 && ( "${COMPREPLY[0]}" == */ || "${COMPREPLY[0]}" == *: || "${COMPREPLY[0]}" == *= ) ]] && compopt -o nospace 2>/dev/null
+  return 0
+}
+complete -F _sdeivirt_joined sdeivirt"""  # noqa: E501
+
+
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print a completion script for a shell.
 
@@ -22,3 +49,5 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     from . import app
 
     print(app.generate_completion(prog_name="sdeivirt", shell=shell))
+    if shell == "bash":
+        print(_JOINED)

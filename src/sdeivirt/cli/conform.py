@@ -165,7 +165,7 @@ def _of_machine(options: SuiteOptions, ids: tuple[str, ...], timeout: float) -> 
     words = check_ids(ids, [record.id for record in read_catalogue()]) if ids else []
     conduits = [conduit for conduit in Conduit if options.conduit in ("both", conduit.value)]
     with _LiveLine() as live:
-        return run_suite(options.machine, config, conduits=conduits, only=words, limit=timeout, progress=live.show)
+        return run_suite(options.kind, config, conduits=conduits, only=words, limit=timeout, progress=live.show)
 
 
 def _write(path: Path | None, form: Callable[[Report], str], report: Report) -> None:

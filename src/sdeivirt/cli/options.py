@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from cyclopts import Parameter
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
+
     from ..machine import Machine
     from ..machine.base import EngineOptions
     from ..sdei import Policy
@@ -24,16 +27,21 @@ __all__ = [
     "Json",
     "MachineOptions",
     "Number",
+    "OptionalSize",
+    "PlaceOptions",
     "Seconds",
     "Size",
     "SuiteOptions",
     "VmName",
+    "complete_files",
+    "complete_uris",
     "disable_services",
     "policy_named",
 ]
 
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
 _SIZE = re.compile(rf"({_NUMBER.pattern})([KMG]?)(?:i?B)?", re.IGNORECASE)
+_MACHINE = "unicorn"  # where nobody says which
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
@@ -71,16 +79,42 @@ def _show_size(value: int) -> str:
     return f"{value >> 20}M"
 
 
+def _show_machine(value: str) -> str:
+    return value or _MACHINE
+
+
 Number = Annotated[int, Parameter(converter=_number)]
-Size = Annotated[int, Parameter(converter=_size, show_default=_show_size)]
-OptionalSize = Annotated[int | None, Parameter(converter=_size, show_default=False)]
-Seconds = Annotated[float, Parameter(converter=_seconds)]
+Size = Annotated[int, Parameter(converter=_size, show_default=_show_size, metavar="SIZE")]
+OptionalSize = Annotated[int | None, Parameter(converter=_size, show_default=False, metavar="SIZE")]
+Seconds = Annotated[float, Parameter(converter=_seconds, metavar="SECONDS")]
 
 
 def _complete_vms(_context: object) -> list[str]:
     from ..control.runtime import running_vms
 
     return [vm.name for vm in running_vms()]
+
+
+def complete_files(start: str) -> list[str]:
+    """The names of files that begin so; a directory ends in a slash."""
+    directory, name = os.path.split(start)
+    try:
+        with os.scandir(directory or ".") as entries:
+            return sorted(
+                os.path.join(directory, entry.name) + "/" * entry.is_dir()
+                for entry in entries
+                if entry.name.startswith(name) and (name or not entry.name.startswith("."))
+            )
+    except OSError:
+        return []
+
+
+def complete_uris(context: CompletionContext) -> list[str]:
+    """unix: and file: with the paths there are."""
+    scheme, colon, path = context.incomplete.partition(":")
+    if not colon:
+        return ["tcp:", "unix:", "file:"]
+    return [f"{scheme}:{each}" for each in complete_files(path)] if scheme in ("unix", "file") else []
 
 
 def _complete_machines(_context: object) -> list[str]:
@@ -120,12 +154,17 @@ class EngineChoice:
         Look for the guest's calls all the time: quicker, at the price of a core (machine qemu).
     """
 
-    machine: Annotated[str, Parameter(completer=_complete_machines)] = "unicorn"
+    machine: Annotated[str, Parameter(completer=_complete_machines, show_default=_show_machine)] = ""
     policy: Annotated[str, Parameter(completer=_complete_policies)] = "kvm"
     seed: Number | None = None
     qemu: Path | None = None
     cpu: str | None = None
     poll: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The machine to build; `machine` is what was asked for, "" for no matter which."""
+        return self.machine or _MACHINE
 
     def engine(self, **more: Any) -> EngineOptions | None:
         """The options of the chosen machine; `more` are further ones of the machine qemu.
@@ -135,14 +174,73 @@ class EngineChoice:
         given = {name: value for name, value in {"qemu": self.qemu, "cpu": self.cpu, **more}.items() if value}
         if self.poll:
             given["poll"] = True
-        if self.machine != "qemu":
+        if self.kind != "qemu":
             if given:
-                what = "arguments for QEMU" if "arguments" in given else f"--{next(iter(given))}"
-                raise UsageError(f"machine {self.machine} takes no {what}", "add --machine qemu")
+                raise UsageError(f"machine {self.kind} takes no {_name_option(given)}", "add --machine qemu")
             return None
         from ..machine.qemu.options import QemuOptions
 
         return replace(QemuOptions(), **given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """What a place says for itself into which a guest comes: all else comes with the guest.
+
+    Parameters
+    ----------
+    machine
+        Take a guest of this machine alone: unicorn or qemu.
+    qemu
+        The QEMU to run (machine qemu); SDEIVIRT_QEMU or the one on the path by default.
+    poll
+        Look for the guest's calls all the time: quicker, at the price of a core (machine qemu).
+    """
+
+    machine: Annotated[str, Parameter(completer=_complete_machines, show_default=False)] = ""
+    qemu: Path | None = None
+    poll: bool = False
+
+    def check(self, **more: Any) -> None:
+        """What can be found wrong before there is a guest. `more` as for :meth:`engine`. Raises SdeivirtError."""
+        from ..machine import MACHINES
+
+        if self.machine and self.machine not in MACHINES:
+            raise UsageError(f"there is no machine {self.machine!r}", f"machines are {', '.join(MACHINES)}")
+        given = self._given(more)
+        if given and self.machine == "unicorn":
+            option = _name_option(given)
+            raise UsageError(f"machine unicorn takes no {option}", f"leave {option} out, or --machine unicorn")
+        if self.machine == "qemu" or "qemu" in given:
+            from ..machine.qemu.process import find_qemu
+
+            find_qemu(self.qemu)
+
+    def engine(self, machine: str, **more: Any) -> EngineOptions | None:
+        """The options for a guest of that machine; `more` are further ones of machine qemu. Raises UsageError."""
+        given = self._given(more)
+        if self.machine not in ("", machine):
+            raise UsageError(
+                f"the guest is one of machine {machine}, and this is a place for machine {self.machine}",
+                f"start the place without --machine, or with --machine {machine}",
+            )
+        if machine != "qemu":
+            if given:
+                option = _name_option(given)
+                raise UsageError(f"this guest is one of machine {machine}: it takes no {option}", f"leave {option} out")
+            return None
+        from ..machine.qemu.options import QemuOptions
+
+        return replace(QemuOptions(), **given)
+
+    def _given(self, more: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in {"qemu": self.qemu, "poll": self.poll, **more}.items() if value}
+
+
+def _name_option(given: dict[str, Any]) -> str:
+    """One of the options that a machine does not take."""
+    return "arguments for QEMU" if "arguments" in given else f"--{next(iter(given))}"
 
 
 @Parameter(name="*")

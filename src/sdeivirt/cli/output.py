@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["flags", "ranges", "show", "table"]
+__all__ = ["flags", "folded", "ranges", "show", "table"]
 
 _PIPED_WIDTH = 200
+_WIDEST = 4000
+_LAST_CELL = re.compile(r".*\S {2,}(?=\S)")
 
 
 def show(*parts: RenderableType) -> None:
     """Print to standard output: colours on a terminal unless NO_COLOR says otherwise, nothing cut off in a pipe."""
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    # On a terminal that is too narrow it is the terminal that breaks a line: nothing is left out.
+    wide = console.options.update(width=_WIDEST)
+    least = max((Measurement.get(console, wide, part).minimum for part in parts), default=0)
+    console.width = max(console.width, least)
     with console.capture() as capture:
         console.print(*parts, sep="\n")
     # Tables pad their last column.
@@ -30,6 +40,24 @@ def table(title: str, *columns: str) -> Table:
         # Where a terminal is too narrow, only what consists of words is broken, and between words.
         made.add_column(column, header_style="dim", justify="left", no_wrap=column not in ("state", "of these"))
     return made
+
+
+def folded(text: str) -> str:
+    """Lines of text in columns: on a terminal those that are too long go on below their last cell."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(each for line in text.split("\n") for each in _fold(line, width))
+
+
+def _fold(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    cell = _LAST_CELL.match(line)
+    indent = cell.end() if cell else len(line) - len(line.lstrip()) + 2
+    if indent > width * 2 // 3:
+        indent = 4
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def ranges(numbers: Iterable[int]) -> str:

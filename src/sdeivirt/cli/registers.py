@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,11 +16,15 @@ from ..control.client import VmClient
 from ..control.framing import decode
 from ..errors import RegisterError, UsageError
 from ..files import read_regular
-from .options import Json, Number, VmName
+from .options import Json, Number, VmName, complete_files
 from .output import show, table
+
+if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
 
 __all__ = ["registers"]
 
+_SOON = 2.0  # seconds, while somebody waits for a completion
 _PATIENCE = 60.0  # seconds; there may be a million registers
 _MAX_FILE = 256 << 20
 _LONG = 128  # bits that a table has room for
@@ -35,11 +39,23 @@ _OPERANDS: dict[str, tuple[int, int | None]] = {
 }
 
 
+def _complete_operands(context: CompletionContext) -> list[str]:
+    """Registers of the VM that is named, or files."""
+    vm, action = context["vm"].raw, context["action"].raw
+    if action == "load":
+        return complete_files(context.incomplete)
+    if action not in ("get", "set") or vm is None:
+        return []
+    with VmClient(vm, _SOON) as client:
+        names = dict.fromkeys(row["name"] for row in client.list_registers())
+    return [f"{name}=" for name in names] if action == "set" else list(names)
+
+
 def registers(
     vm: VmName,
     action: Action = "list",
     /,
-    *operands: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *operands: Annotated[str, Parameter(allow_leading_hyphen=True, completer=_complete_operands)],
     vcpu: Number | None = None,
     pause: bool = False,
     json_: Json = False,
@@ -47,7 +63,8 @@ def registers(
     """Show or set the state of a VM's SDEI service as pseudo-firmware registers.
 
     list, get ID..., set ID=VALUE..., dump, or load FILE. A register is named
-    as in the list, or by its id; values are hexadecimal with 0x, or decimal.
+    as in the list, or by its id; ID@VCPU is that of one vCPU; values are
+    hexadecimal with 0x, or decimal.
     What set and load are given is taken over as a whole, or refused as a
     whole. They want the VM to be paused.
 
@@ -59,7 +76,7 @@ def registers(
         list: all registers; get: some of them; set: change some; dump: all
         state, as JSON; load: take over the state that dump has written.
     operands
-        For get: registers. For set: REGISTER=VALUE, or REGISTER@VCPU=VALUE.
+        For get: REGISTER, or REGISTER@VCPU. For set: REGISTER=VALUE, or REGISTER@VCPU=VALUE.
         For load: a file, or - for standard input.
     vcpu
         The vCPU whose registers are meant, by index; get shows all without it.
@@ -73,18 +90,18 @@ def registers(
     if action in ("dump", "load") and vcpu is not None:
         raise UsageError(f"{action} is about all vCPUs", "leave --vcpu out")
     # Before the VM is paused: what can be found wrong here is.
-    assignments = [_assignment(operand) for operand in operands] if action == "set" else []
+    assignments = [_assignment(operand, vcpu) for operand in operands] if action == "set" else []
     state = _read(operands[0]) if action == "load" else {}
     with VmClient(vm, _PATIENCE) as client:
         if action == "list":
             _print(client.list_registers(vcpu), json_)
         elif action == "get":
-            found = [row for operand in operands for row in client.get_register(operand, vcpu)]
+            found = [row for operand in operands for row in _got(client, operand, vcpu)]
             _print(found, json_, whole=True)
         elif action == "dump":
             print(json.dumps(client.dump_registers(), indent=1))
         else:
-            placed = [_placed(client, each, vcpu) for each in assignments]
+            placed = _without_contradiction([_placed(client, each) for each in assignments])
             with _paused(client, pause):
                 if action == "set":
                     client.set_registers(placed)
@@ -107,23 +124,67 @@ def _paused(client: VmClient, pause: bool) -> Iterator[None]:
             client.resume()
 
 
-def _assignment(operand: str) -> dict[str, Any]:
+def _named(operand: str, vcpu: int | None, what: str = "is no register") -> tuple[str, int | None]:
+    """REGISTER or REGISTER@VCPU; `vcpu` is that of --vcpu. Raises RegisterError."""
+    register, at, where = operand.partition("@")
+    if not register or (at and not (where.isascii() and where.isdecimal() and len(where) < 10)):
+        raise RegisterError(f"{operand[:60]!r} {what}", "write REGISTER, or REGISTER@VCPU with the vCPU's index")
+    if at and vcpu is not None and int(where) != vcpu:
+        raise RegisterError(f"{operand[:60]!r} is of vCPU {int(where)}, and --vcpu says {vcpu}", "leave --vcpu out")
+    return register, int(where) if at else vcpu
+
+
+def _got(client: VmClient, operand: str, vcpu: int | None) -> list[dict[str, Any]]:
+    """What `get` was asked for. Raises RegisterError."""
+    register, where = _named(operand, vcpu)
+    rows = client.get_register(register, where)
+    if "@" in operand and rows[0]["vcpu"] is None:
+        raise RegisterError(f"{rows[0]['name']} is one of the VM, and no vCPU has it", f"write {rows[0]['name']}")
+    return rows
+
+
+def _assignment(operand: str, vcpu: int | None) -> dict[str, Any]:
     """REGISTER=VALUE or REGISTER@VCPU=VALUE as `set-registers` wants it. Raises RegisterError."""
     name, equals, value = operand.partition("=")
-    register, at, where = name.partition("@")
-    if not equals or not register or (at and not (where.isascii() and where.isdecimal() and len(where) < 10)):
+    if not equals:
         raise RegisterError(f"{operand[:60]!r} sets no register", "write REGISTER=VALUE, or REGISTER@VCPU=VALUE")
-    return {"register": register, "value": value, "vcpu": int(where) if at else None}
+    register, where = _named(name, vcpu, "sets no register")
+    return {"register": register, "value": value, "vcpu": where, "named": "@" in name}
 
 
-def _placed(client: VmClient, assignment: dict[str, Any], vcpu: int | None) -> dict[str, Any]:
-    """With the vCPU that is meant: --vcpu does not count for a register of the VM; a VM of one vCPU needs none."""
-    rows = client.get_register(assignment["register"])
-    if rows[0]["vcpu"] is None or assignment["vcpu"] is not None:
+def _placed(client: VmClient, assignment: dict[str, Any]) -> dict[str, Any]:
+    """With its id, and the vCPU that is meant: --vcpu does not count for a register of the VM; one vCPU needs none."""
+    vcpu, named = assignment["vcpu"], assignment.pop("named")
+    rows = client.get_register(assignment["register"], vcpu if named else None)
+    assignment["id"] = rows[0]["id"]
+    if named:
         return assignment
+    if rows[0]["vcpu"] is None:
+        return {**assignment, "vcpu": None}
     if vcpu is None and len(rows) > 1:
         raise RegisterError(f"each vCPU has a register {rows[0]['name']}", "say which one is meant: --vcpu N")
     return {**assignment, "vcpu": vcpu or 0}
+
+
+def _without_contradiction(placed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the VM wants them. Raises RegisterError where a register is to have two values."""
+    found: dict[tuple[str, int | None], str] = {}
+    for each in placed:
+        other = found.setdefault((each.pop("id"), each["vcpu"]), each["value"])
+        if _number(other) != _number(each["value"]):
+            where = "" if each["vcpu"] is None else f" of vCPU {each['vcpu']}"
+            raise RegisterError(
+                f"{each['register']}{where} cannot be both {other[:40]!r} and {each['value'][:40]!r}", "set it once"
+            )
+    return placed
+
+
+def _number(value: str) -> int | str:
+    """What is written there, whichever way; what is no number as it is."""
+    try:
+        return int(value, 16 if value[:2] in ("0x", "0X") else 10)
+    except ValueError:
+        return value
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -10,15 +10,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from ..asyncpf import AsyncPfSettings
 from ..control.host import run_vm
 from ..control.runtime import VmDirectory
 from ..control.terminal import Terminal
 from ..errors import UsageError
 from ..guests import GUESTS, guest_path
 from ..machine import MachineConfig, open_machine
+from ..migration.wants import PREFETCH
 from ..sdei.events import EVENT_0, load_events, parse_event
 from ..smccc.ids import Conduit
-from .options import MachineOptions, Number, OptionalSize, Seconds, disable_services, policy_named
+from .options import MachineOptions, Number, OptionalSize, PlaceOptions, Seconds, disable_services, policy_named
 from .receive import receive
 from .session import finish, log_to_stderr, signals_end_us
 
@@ -41,6 +43,7 @@ def run(
     private_slots: Number | None = None,
     shared_slots: Number | None = None,
     disable: list[str] | None = None,
+    async_pf: Literal["both", "sdei", "ppi", "off"] = "both",
     watchdog: Seconds | None = None,
     timeout: Seconds | None = None,
     initrd: Path | None = None,
@@ -51,6 +54,7 @@ def run(
     incoming: str | None = None,
     tls_creds: Path | None = None,
     insecure: bool = False,
+    prefetch: Number = PREFETCH,
 ) -> int:
     """Run a guest on this terminal, open to injections from others.
 
@@ -85,8 +89,11 @@ def run(
     shared_slots
         How many SPIs the guest can bind, instead of the policy's number.
     disable
-        A service to switch off: std-trng, std-sdei or vendor-hyp; any number
-        of times, or several with commas.
+        A service to switch off: std-trng, std-sdei, vendor-hyp or async-pf;
+        any number of times, or several with commas.
+    async_pf
+        How the guest may be told that a page is not here yet: by an SDEI event,
+        by a PPI alone, as it likes, or not at all.
     watchdog
         Seconds that one SDEI handler may run before its vCPU counts as stuck,
         unless it masks its PE.
@@ -107,12 +114,14 @@ def run(
     incoming
         Take over a guest that `sdeivirt migrate` sends, instead of starting one: tcp:HOST:PORT or
         unix:PATH to listen at, or file:FILE of `sdeivirt save`. What the guest can see of its machine
-        comes with it.
+        comes with it; with --machine, only a guest of that machine is taken.
     tls_creds
         A directory with ca-cert.pem, server-cert.pem and server-key.pem for tcp:; the source needs
         credentials of the same CA.
     insecure
         Let tcp: be reached from other hosts without TLS.
+    prefetch
+        How many pages to ask for where one is needed, when a guest comes before its pages (`migrate --postcopy`).
     """
     if arguments and not arguments[0].startswith("-"):
         raise UsageError(f"unexpected argument {arguments[0]!r}", "arguments for QEMU stand after -- and begin with -")
@@ -124,19 +133,30 @@ def run(
             (guest, "--guest"), (kernel, "--kernel"), (append, "--append"), (event, "--event"), (events, "--events"),
             (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
             (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
-            (watchdog, "--watchdog"),
+            (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
+            (options.seed is not None, "--seed"), (options.cpu is not None, "--cpu"),
+            (options.vcpus != MachineOptions.vcpus, "--vcpus"), (options.conduit != "hvc", "--conduit"),
         ):  # fmt: skip
             if given:
                 raise UsageError(f"a guest that comes in brings its own {what}", f"leave {what} out")
         return receive(
-            incoming, name, options, timeout, console, arguments=arguments, gdb=gdb, tls=tls_creds, insecure=insecure
+            incoming,
+            name,
+            PlaceOptions(machine=options.machine, qemu=options.qemu, poll=options.poll),
+            timeout,
+            console,
+            arguments=arguments,
+            gdb=gdb,
+            tls=tls_creds,
+            insecure=insecure,
+            prefetch=prefetch,
         )
-    if tls_creds is not None or insecure:
-        raise UsageError("--tls-creds and --insecure are for a guest that comes in", "add --incoming URI")
+    if tls_creds is not None or insecure or prefetch != PREFETCH:
+        raise UsageError("--tls-creds, --insecure and --prefetch are for a guest that comes in", "add --incoming URI")
     image = _image(guest, kernel)
     policy = policy_named(options.policy)
     if memory is None:
-        memory = _KERNEL_MEMORY if kernel is not None and options.machine == "qemu" else _GUEST_MEMORY
+        memory = _KERNEL_MEMORY if kernel is not None and options.kind == "qemu" else _GUEST_MEMORY
     config = MachineConfig(
         name=name,
         vcpus=options.vcpus,
@@ -151,15 +171,16 @@ def run(
         bootargs=append,
         seed=options.seed,
         watchdog=watchdog,
-        restart=on_reset == "restart" if on_reset else options.machine != "qemu",
+        restart=on_reset == "restart" if on_reset else options.kind != "qemu",
         engine=options.engine(initrd=initrd, arguments=arguments, gdb=gdb),
+        async_pf=AsyncPfSettings.of(async_pf),
     )
     if dry_run:
         return _show_command(config)
     with (
         signals_end_us(),
         VmDirectory.acquire(name) as directory,
-        open_machine(options.machine, replace(config, directory=directory.path)) as machine,
+        open_machine(options.kind, replace(config, directory=directory.path)) as machine,
         Terminal(console) as terminal,
     ):
         disable_services(machine, disable or ())
@@ -176,7 +197,7 @@ def run(
                 terminal.say(f"the guest's console is {console}; Ctrl-C ends the VM")
             elif terminal.interactive:
                 terminal.say("Ctrl-] ends the VM")
-            if kernel is not None and options.machine == "unicorn":
+            if kernel is not None and options.kind == "unicorn":
                 terminal.say("an Image on machine unicorn: for a Linux kernel add --machine qemu")
 
         return finish(name, run_vm(machine, directory, terminal, timeout, ready), terminal, timeout)

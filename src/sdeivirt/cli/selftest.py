@@ -56,8 +56,8 @@ def selftest(
         engine=options.engine(),
     )
     terminal = Terminal()
-    runner = _Runner(options.machine, config, timeout, None if json_ else terminal.write)
-    report = {"machine": options.machine, "vcpus": options.vcpus}
+    runner = _Runner(options.kind, config, timeout, None if json_ else terminal.write)
+    report = {"machine": options.kind, "vcpus": options.vcpus}
     if suite == "sdei":
         report |= runner.sdei(event)
     else:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from ..control.host import RunResult
@@ -16,7 +17,7 @@ from ..errors import TimeLimitError
 from ..machine import ExitReason
 from . import BROKEN_PIPE
 
-__all__ = ["finish", "log_to_stderr", "signals_end_us"]
+__all__ = ["Caught", "finish", "log_to_stderr", "signals_end_us", "signals_interrupt_us"]
 
 
 def log_to_stderr() -> None:
@@ -40,12 +41,38 @@ def signals_end_us() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@dataclass(slots=True)
+class Caught:
+    """The last signal that was to interrupt us."""
+
+    number: int = signal.SIGINT
+
+
+@contextmanager
+def signals_interrupt_us() -> Iterator[Caught]:
+    """SIGTERM and SIGHUP are Ctrl-C, so that what has been begun elsewhere is called off."""
+    caught = Caught()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        caught.number = number
+        signal.raise_signal(signal.SIGINT)  # what an event loop makes of it is the same then
+
+    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield caught
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
 def finish(name: str, result: RunResult, terminal: Terminal, timeout: float | None) -> int:
     """The last words about a run, and its exit code."""
     reason = result.outcome.reason
     terminal.restore()
     if reason is ExitReason.MOVED:
-        terminal.say(f"VM {name!r}: its guest has moved to {result.moved_to}")
+        where = result.moved_to
+        went = f"is in {where.removeprefix('file:')}" if where.startswith("file:") else f"has moved to {where}"
+        terminal.say(f"VM {name!r}: its guest {went}")
     else:
         terminal.say_ended(f"VM {name!r} has ended: {reason.value}")
     if terminal.broken:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TypeVar
 
@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..control.client import VmClient
-from ..control.runtime import RunningVm, running_vms
+from ..control.runtime import RunningVm, find_vm, running_vms
 from ..errors import SdeivirtError
-from ..machine.report import EventStatus, HandlerReport, PeStatus, VmStatus
+from ..machine.report import AsyncPfStatus, EventStatus, HandlerReport, PeStatus, VmStatus
 from .options import Json, VmName
 from .output import flags, ranges, show, table
 
@@ -29,7 +29,8 @@ T = TypeVar("T")
 def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = False) -> None:
     """Show all running VMs, or everything about one.
 
-    vCPUs of which the same is to be said share a line.
+    Places that wait for a guest are among them; of a guest that moves it is
+    said where to. vCPUs of which the same is to be said share a line.
 
     Parameters
     ----------
@@ -41,12 +42,18 @@ def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = Fal
     if vm is None:
         _list(json_)
         return
+    found = find_vm(vm)
+    if found.waiting_at:
+        row = _summary(found)
+        print(json.dumps(row, indent=2) if json_ else f"VM {vm}: {_state(row)}")
+        return
     with VmClient(vm) as client:
         report = client.status()
+        moving = _moving(client)
     if json_:
         print(json.dumps(asdict(report), indent=2))
     else:
-        _show(report, fold=not all_)
+        _show(report, not all_, moving)
 
 
 # -- all VMs
@@ -54,12 +61,41 @@ def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = Fal
 
 def _summary(vm: RunningVm) -> dict[str, object]:
     row: dict[str, object] = {"name": vm.name, "pid": vm.pid}
+    if vm.waiting_at:
+        return row | {"machine": None, "vcpus": None, "state": "waiting", "migration": f"at {vm.waiting_at}"}
     try:
         with VmClient(vm.name, _LIST_PATIENCE) as client:
             report = client.status()
+            moving = _moving(client)
     except SdeivirtError:
-        return row | {"machine": None, "vcpus": None, "state": "does not answer"}
-    return row | {"machine": report.machine, "vcpus": len(report.vcpus), "state": report.state}
+        return row | {"machine": None, "vcpus": None, "state": "does not answer", "migration": ""}
+    return row | {"machine": report.machine, "vcpus": len(report.vcpus), "state": report.state, "migration": moving}
+
+
+def _state(row: Mapping[str, object]) -> str:
+    """Its state, and what becomes of its guest."""
+    state, migration = row["state"], row["migration"]
+    return f"{state}{' ' if state == 'waiting' else ', '}{migration}" if migration else str(state)
+
+
+def _moving(client: VmClient) -> str:
+    """What a migration that is under way does, in a few words; "" where there is none."""
+    now = client.execute("query-migrate")
+    status, uri = now["status"], now["uri"]
+    source = now["role"] == "source"
+    file = uri.removeprefix("file:")
+    if status in ("setup", "active", "device"):
+        if file != uri:
+            return f"being saved in {file}" if source else f"being restored from {file}"
+        return f"moving to {uri}" if source else f"coming to {uri}"
+    if status in ("undecided", "postcopy-active", "postcopy-recover", "postcopy-paused"):
+        return {
+            "undecided": f"nobody knows whether it runs at {uri}",
+            "postcopy-active": f"its pages move to {uri}" if source else "its pages are on their way",
+            "postcopy-recover": "connecting again for its pages",
+            "postcopy-paused": f"pages for {uri} are here" if source else "its pages are out of reach",
+        }[status]
+    return ""
 
 
 def _list(as_json: bool) -> None:
@@ -69,7 +105,8 @@ def _list(as_json: bool) -> None:
     elif rows:
         made = table("", "VM", "pid", "machine", "vCPUs", "state")
         for row in rows:
-            made.add_row(*(Text("-" if value is None else str(value)) for value in row.values()))
+            cells = ("-" if row[name] is None else str(row[name]) for name in ("name", "pid", "machine", "vcpus"))
+            made.add_row(*map(Text, cells), Text(_state(row)))
         show(made)
     else:
         print("no VM is running")
@@ -85,9 +122,10 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(groups.values())
 
 
-def _show(report: VmStatus, fold: bool) -> None:
+def _show(report: VmStatus, fold: bool, moving: str = "") -> None:
+    doing = f"{report.state}, {moving}" if moving else report.state
     head = (
-        f"VM {report.name}: {report.state}, machine {report.machine}, scheduler {report.scheduler}, "
+        f"VM {report.name}: {doing}, machine {report.machine}, scheduler {report.scheduler}, "
         f"{len(report.vcpus)} vCPU{'s' * (len(report.vcpus) > 1)}, {report.memory >> 20} MiB, policy {report.policy}"
     )
     parts: list[RenderableType] = [Text(head)]
@@ -96,6 +134,8 @@ def _show(report: VmStatus, fold: bool) -> None:
     parts += ["", _pes(report.vcpus, fold), "", _events(report.events)]
     if any(event.handlers for event in report.events):
         parts += ["", _handlers(report.events, fold)]
+    if report.async_pf:
+        parts += ["", _async_pf(report.async_pf, fold)]
     for fault in report.faults:
         parts += ["", Text(fault.render(), overflow="ignore", no_wrap=True)]
     show(*parts)
@@ -114,6 +154,18 @@ def _pes(vcpus: list[PeStatus], fold: bool) -> Table:
             " > ".join(f"{event:#x}" for event in pe.running) or "-",
             str(pe.nesting),
         )
+    return made
+
+
+def _async_pf(vcpus: list[AsyncPfStatus], fold: bool) -> Table:
+    made = table(
+        "Asynchronous page faults", "vCPU", "told by", "told", "answered", "refused", "outstanding", "ready", "waits"
+    )
+    for group in _grouped(vcpus, lambda one: replace(one, vcpu=0) if fold else one):
+        one = group[0]
+        counts = (one.told, one.answered, one.refused, one.outstanding, one.ready, one.waits)
+        by = {"sdei": "event", "ppi": "PPI"}.get(one.transport, "-")
+        made.add_row(ranges(each.vcpu for each in group), by, *map(str, counts))
     return made
 
 

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from .. import errors
-from ..errors import EnvironmentUnavailableError, SdeivirtError, TimeLimitError, UnknownVmError
+from ..errors import EnvironmentUnavailableError, SdeivirtError, StateError, TimeLimitError, UnknownVmError, UsageError
+from .framing import MAX_MESSAGE
 from .runtime import RunningVm, find_vm
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ _log = logging.getLogger(__name__).getChild("qmp")
 _log.setLevel(logging.CRITICAL)
 
 _RETRY = 0.02
-_MAX_ARGUMENT = 32 << 10  # a message has 64 KiB
+_MAX_ARGUMENT = 32 << 10  # what is longer is handed over in a file
+_HEADROOM = 256  # for the rest of a message
 _MAX_REPLY = 256 << 20  # the status of 512 vCPUs with a thousand events each
 
 T = TypeVar("T")
@@ -57,7 +59,7 @@ def _record(kind: Callable[..., T], data: Mapping[str, Any], **replaced: Any) ->
 
 def status_from_json(data: Mapping[str, Any]) -> VmStatus:
     """The record that `query-vm` wrote down."""
-    from ..machine.report import EventStatus, FaultReport, HandlerReport, PeStatus, VmStatus
+    from ..machine.report import AsyncPfStatus, EventStatus, FaultReport, HandlerReport, PeStatus, VmStatus
 
     return _record(
         VmStatus,
@@ -68,6 +70,7 @@ def status_from_json(data: Mapping[str, Any]) -> VmStatus:
             for event in data["events"]
         ],
         faults=[_record(FaultReport, fault) for fault in data["faults"]],
+        async_pf=[_record(AsyncPfStatus, each) for each in data.get("async_pf", [])],
     )
 
 
@@ -128,6 +131,11 @@ class VmClient:
                     await self._qmp.disconnect()
                 # It holds its lock, so it lives: it has just started, or is about to end.
                 self.vm = find_vm(self.vm.name)
+                if address := self.vm.waiting_at:
+                    raise StateError(
+                        f"the guest of VM {self.vm.name!r} has not come yet",
+                        f"`sdeivirt migrate VM {address}` sends one",
+                    ) from error
                 if time.monotonic() > deadline:
                     raise self._silent() from error
             await asyncio.sleep(_RETRY)
@@ -149,6 +157,11 @@ class VmClient:
     def execute(self, command: str, **arguments: object) -> Any:
         """Run any command of the control socket; its return value. Arguments that are None are left out."""
         given = {name: value for name, value in arguments.items() if value is not None}
+        if len(json.dumps(given)) > MAX_MESSAGE - _HEADROOM:
+            raise UsageError(
+                f"the arguments of {command} are longer than the {MAX_MESSAGE >> 10} KiB that a message may have",
+                "give them in parts, or in a file where the command takes one",
+            )
         return self._run(self._qmp.execute(command, given))
 
     def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
@@ -183,7 +196,7 @@ class VmClient:
 
     def set_registers(self, assignments: Sequence[Mapping[str, object]]) -> None:
         """Set `register` to `value`, of a `vcpu` or the VM; all of them or none. Raises RegisterError, StateError."""
-        self.execute("set-registers", registers=list(assignments))
+        self._hand_over("set-registers", "registers", list(assignments))
 
     def dump_registers(self) -> dict[str, Any]:
         """All of the SDEI service's state, values by name."""
@@ -191,15 +204,19 @@ class VmClient:
 
     def load_registers(self, dump: Mapping[str, Any]) -> None:
         """Have the paused VM take over a dump. Raises RegisterError, StateError."""
-        text = json.dumps(dump)
+        self._hand_over("load-registers", "dump", dump)
+
+    def _hand_over(self, command: str, argument: str, value: object) -> None:
+        """Run a command whose argument may be too long for a message."""
+        text = json.dumps(value)
         if len(text) <= _MAX_ARGUMENT:
-            self.execute("load-registers", dump=dump)
+            self.execute(command, **{argument: value})
             return
         # In the VM's own directory, which is closed to others and goes with the VM.
         with tempfile.NamedTemporaryFile("w", dir=self.vm.path, prefix="registers-", suffix=".json") as file:
             file.write(text)
             file.flush()
-            self.execute("load-registers", file=file.name)
+            self.execute(command, file=file.name)
 
     def quit(self) -> None:
         """End the VM."""

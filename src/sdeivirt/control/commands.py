@@ -8,15 +8,17 @@
     inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
     stop, cont                                as QEMU: pause and go on
-    migrate         uri, [downtime-limit (ms), max-bandwidth (bytes/s), compress (level), tls-creds, insecure,
-                    stall-limit (ms), stop-first, stay, overwrite]
+    migrate         uri, [downtime-limit (ms), max-bandwidth (bytes/s), compress (level), tls-creds,
+                    tls-hostname, insecure, stall-limit (ms), stop-first, stay, overwrite, postcopy (passes before it)]
                                               begin to move the guest, or to save it; MIGRATION events tell the rest
     query-migrate                             every member of MigrationStatus
     migrate-cancel                            the guest stays
+    migrate-recover [uri, tls-creds, tls-hostname, insecure]
+                                              post-copy: connect again, and send the pages that are still here
     migrate-take-back                         it stays although nobody knows whether it runs at the destination
     list-registers  [vcpu]                    a list of id, name, size (bits), vcpu, value, text
     get-register    register, [vcpu]          the same, of one register: of that vCPU, or of all that have it
-    set-registers   registers                 a list of register, value, [vcpu]: all are set, or none; the VM is paused
+    set-registers   registers | file          a list of register, value, [vcpu]: all are set, or none; the VM is paused
     dump-registers                            vm, vcpus: all state, values by name
     load-registers  dump | file               have the paused VM take over what dump-registers gave
     quit                                      end the VM
@@ -194,7 +196,8 @@ class Commands:
         registers = RegisterCommands(machine)
         event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
         how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
-        how["stall-limit"] = _number
+        how |= {"tls-hostname": _text, "stall-limit": _number, "postcopy": _number}
+        where = {"uri": _text, "tls-creds": _text, "tls-hostname": _text, "insecure": _flag}
         how |= dict.fromkeys(("insecure", "stop-first", "stay", "overwrite"), _flag)
         self._table: dict[str, _Command] = {
             "query-version": _Command(self._query_version),
@@ -208,11 +211,12 @@ class Commands:
             "migrate": _Command(self._migrate, {"uri": _text}, how),
             "query-migrate": _Command(self._query_migrate),
             "migrate-cancel": _Command(self._migrate_cancel),
+            "migrate-recover": _Command(self._migrate_recover, {}, where),
             "migrate-take-back": _Command(self._migrate_take_back),
             "list-registers": _Command(self._reading(registers.list_registers), {}, {"vcpu": _number}),
             "get-register": _Command(self._reading(registers.get_register), {"register": _register}, {"vcpu": _number}),
             "dump-registers": _Command(self._reading(registers.dump_registers)),
-            "set-registers": _Command(self._setting(registers.set_registers), {"registers": _array}),
+            "set-registers": _Command(self._setting(registers.set_registers), {}, {"registers": _array, "file": _text}),
             "load-registers": _Command(self._setting(registers.load_registers), {}, {"dump": _object, "file": _text}),
             "quit": _Command(self._end),
         }
@@ -267,7 +271,9 @@ class Commands:
         max_bandwidth: int | None = None,
         compress: int = 0,
         tls_creds: str | None = None,
+        tls_hostname: str = "",
         stall_limit: int = 30_000,
+        postcopy: int | None = None,
         **flags: bool,
     ) -> object:
         options = SourceOptions(
@@ -275,7 +281,9 @@ class Commands:
             bandwidth=max_bandwidth,
             compress=compress,
             tls=Path(tls_creds) if tls_creds is not None else None,
+            tls_hostname=tls_hostname,
             stall=stall_limit / 1000,
+            postcopy=postcopy,
             **flags,
         )
         self._migrations.start(uri, options)
@@ -286,6 +294,13 @@ class Commands:
 
     async def _migrate_cancel(self) -> object:
         self._migrations.cancel()
+        return {}
+
+    async def _migrate_recover(
+        self, uri: str | None = None, tls_creds: str | None = None, tls_hostname: str = "", insecure: bool = False
+    ) -> object:
+        tls = Path(tls_creds) if tls_creds is not None else None
+        self._migrations.recover(uri, SourceOptions(tls=tls, tls_hostname=tls_hostname, insecure=insecure))
         return {}
 
     async def _migrate_take_back(self) -> object:

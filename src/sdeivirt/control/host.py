@@ -17,7 +17,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import EnvironmentUnavailableError
@@ -100,6 +100,7 @@ class _Host:
         self._limit = limit
         self._ready = ready
         self._server = ControlServer(machine, directory.control_socket, lambda: self._end("host-qmp-quit"))
+        self._server.migrations.say = terminal.say
         self._fifos = InjectionFifos(
             machine.config.vcpus, directory.fifo, lambda event, vcpu: machine.inject_later(event, vcpu)
         )
@@ -128,6 +129,10 @@ class _Host:
             terminal.attach(machine.type_in, lambda: self._end("host-ui"), lambda: self._end("host-ui"))
             watch = asyncio.create_task(self._watch())
             outcome = await asyncio.to_thread(machine.wait, self._limit)
+            if outcome.reason is ExitReason.STOPPED:  # perhaps while the guest was being handed over
+                await asyncio.to_thread(self._server.migrations.finish)
+                if self._server.migrations.moved:
+                    outcome = replace(outcome, reason=ExitReason.MOVED)
             cause = _CAUSES.get(outcome.reason) or self._cause or "none"
             self._report(outcome.faults if outcome.reason is not ExitReason.TIME_LIMIT else [])
             guest = cause.startswith("guest-")

@@ -26,6 +26,8 @@ from ..migration.status import MigrationStatus, Progress
 
 __all__ = ["Migrations"]
 
+_TICK = 1.0  # seconds after which a migration of which nothing is heard is told of nevertheless
+_ENDED = ("completed", "failed", "cancelled")
 _LAST_WORDS = 15.0  # seconds for a hand-over to come to its end when the VM is ended
 
 
@@ -37,13 +39,17 @@ class Migrations:
         self._emit = emit
         self._progress = Progress()
         self._outgoing: Outgoing | None = None
+        self._incoming: Incoming | None = None
         self._thread: threading.Thread | None = None
         self._run_state = threading.Lock()
         self._told = MigrationStatus()
+        self._told_at = 0.0
+        self._stay = self._left = False  # the guest is to stay; it has gone, before its pages
+        self.say: Callable[[str], None] = lambda _text: None  # for those who watch the VM itself
 
     @property
     def status(self) -> MigrationStatus:
-        return self._progress.now
+        return self._progress.fresh
 
     def start(self, uri: str, options: SourceOptions) -> None:
         """Begin to move the guest. Raises UsageError, and StateError where that cannot be now."""
@@ -52,9 +58,19 @@ class Migrations:
                 f"the guest is on its way to {self.status.uri} already", "`sdeivirt migrate VM --cancel` ends that"
             )
         target = parse_uri(uri)
+        if self._machine.state == "incoming":
+            raise StateError("the guest has not come yet", "see `sdeivirt migrate VM --status`")
         if self._machine.state not in ("running", "paused"):
             raise StateError(f"a VM that is {self._machine.state} has no guest to move")
-        self._progress = Progress(self._teller())
+        if self._machine.absent_count:
+            raise StateError(
+                f"{self._machine.absent_count} pages of the guest have not come yet",
+                "see `sdeivirt migrate VM --status`",
+            )
+        if self._incoming is not None:
+            self._incoming.check_settled()
+        self._stay, self._left = options.stay, False
+        self._begin()
         self._outgoing = Outgoing(self._machine, target, options, self._progress)
         self._thread = threading.Thread(
             target=self._outgoing.run, name=f"{self._machine.config.name}-migration", daemon=True
@@ -63,7 +79,8 @@ class Migrations:
 
     def arrive(self, incoming: Incoming) -> None:
         """A guest comes. Raises what its machine raises."""
-        self._progress = Progress(self._teller())
+        self._begin()
+        self._incoming = incoming
         incoming.start(self._machine, self._progress)
 
     def cancel(self) -> None:
@@ -74,7 +91,14 @@ class Migrations:
         """The guest stays, though nobody knows whether it runs elsewhere. Raises StateError."""
         self._leaving().take_back()
 
+    def recover(self, uri: str | None, options: SourceOptions) -> None:
+        """Connect again, to send the rest of a guest's pages. Raises UsageError, StateError."""
+        target = parse_uri(uri) if uri is not None else None
+        self._leaving().recover(target, options)
+
     def _leaving(self) -> Outgoing:
+        if self._machine.state == "incoming":
+            raise StateError("the guest has not come yet", "whether it comes is for its source to say, and to cancel")
         if self._outgoing is None or self._thread is None or not self._thread.is_alive():
             raise StateError("no migration is under way", "`sdeivirt migrate VM URI` begins one")
         return self._outgoing
@@ -94,14 +118,25 @@ class Migrations:
     @contextlib.contextmanager
     def _guard(self) -> Any:
         outgoing = self._outgoing
-        with outgoing.run_state if outgoing is not None else self._run_state:
+        standstill = self._incoming.standstill if self._incoming is not None else None
+        with contextlib.ExitStack() as locks:
+            for holder in (outgoing, standstill):
+                if holder is not None:
+                    locks.enter_context(holder.run_state)
+            locks.enter_context(self._run_state)
             if outgoing is not None and outgoing.held:
                 raise StateError("the guest is being handed over", "see `sdeivirt migrate VM --status`")
-            if self.status.role == "destination" and self.status.active:
+            if standstill is not None and standstill.held:
+                raise StateError("pages of the guest are out of reach", "see `sdeivirt migrate VM --status`")
+            if self.status.role == "destination" and self.status.active and standstill is None:
                 raise StateError("the guest has not come yet", "see `sdeivirt migrate VM --status`")
             yield
 
     # -- telling
+
+    def _begin(self) -> None:
+        self._progress = Progress(self._teller())
+        self._tick(self._progress)
 
     def _teller(self) -> Callable[[MigrationStatus], None]:
         loop = asyncio.get_running_loop()
@@ -112,13 +147,53 @@ class Migrations:
 
         return tell
 
+    def _tick(self, progress: Progress) -> None:
+        """A window of pages can take minutes on a slow link: whoever watches is to see that something moves."""
+        status = progress.fresh
+        if progress is not self._progress or status.status in _ENDED:
+            return
+        loop = asyncio.get_running_loop()
+        if status.active and loop.time() - self._told_at >= _TICK:
+            self._tell(status)
+        loop.call_later(_TICK, self._tick, progress)
+
     def _tell(self, status: MigrationStatus) -> None:
+        self._told_at = asyncio.get_running_loop().time()
         old, self._told = self._told, status
         if status.status != old.status:
             self._emit("MIGRATION", {"status": status.status})
+            if sentence := self._sentence(status):
+                self.say(sentence)
         if status.passes != old.passes:
             self._emit("MIGRATION_PASS", {"pass": status.passes})
         self._emit("MIGRATION_PROGRESS", asdict(status))
+
+    def _sentence(self, status: MigrationStatus) -> str:
+        """What the VM's own terminal is told: a guest that is gone, or one that comes, is told of elsewhere."""
+        if status.role != "source" or self._machine.state == "stopped":
+            return ""
+        self._left = self._left or status.status.startswith("postcopy")
+        if self._left:
+            if status.status != "postcopy-paused":
+                return ""
+            return f"the guest of {status.uri} stands still, for its pages are here: {status.error}; {status.hint}"
+        file = status.uri.removeprefix("file:")
+        if file == status.uri:
+            what, whither = "has not moved", f"to {status.uri}"
+        else:
+            what, whither = "was not saved", f"in {file}"
+        if status.status in ("failed", "cancelled"):
+            return f"the guest {what} {whither}: {status.error}; it stays here"
+        if status.status == "undecided":
+            return f"the guest stands still: {status.error}; {status.uri} is asked whether it runs there"
+        if status.status == "completed" and self._stay:
+            return f"the guest was saved in {file}, and stays here"
+        return ""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the guest has left."""
+        return self._outgoing is not None and self._outgoing.moved
 
     def finish(self) -> None:
         """The VM ends: wait for what is under way to end, too."""
@@ -127,5 +202,8 @@ class Migrations:
             return
         if thread.is_alive():
             with contextlib.suppress(StateError):
-                outgoing.cancel()
+                outgoing.cancel("its VM was ended")
+        if self.status.status.startswith("postcopy") and thread.is_alive():
+            self.say("the guest's last pages are being sent: a second signal would end that, and the guest")
+            thread.join()  # it ends when it is done, or nothing moves
         thread.join(_LAST_WORDS)

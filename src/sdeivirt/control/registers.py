@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import RegisterError, UsageError
+from ..errors import RegisterError, StateError, UsageError
 from ..files import read_regular
 from ..machine import Machine
 from ..registers import running
@@ -23,25 +23,40 @@ class RegisterCommands:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
+    def _present(self) -> Machine:
+        """The machine, if a guest is in it. Raises StateError."""
+        if self._machine.state == "incoming":
+            raise StateError("the guest has not come yet", "its registers come with it")
+        return self._machine
+
     def list_registers(self, vcpu: int | None = None) -> list[dict[str, Any]]:
-        return running.list_registers(self._machine, vcpu)
+        return running.list_registers(self._present(), vcpu)
 
     def get_register(self, register: str, vcpu: int | None = None) -> list[dict[str, Any]]:
-        return running.get_register(self._machine, register, vcpu)
+        return running.get_register(self._present(), register, vcpu)
 
-    def set_registers(self, registers: list[object]) -> dict[str, Any]:
-        running.set_registers(self._machine, registers)
-        return {"set": len(registers)}
+    def set_registers(self, registers: list[object] | None = None, file: str | None = None) -> dict[str, Any]:
+        """From the message itself, or from a file, which must be named by an absolute path."""
+        given = _one("registers are set from a list or from a file", registers, file)
+        if not isinstance(given, list):
+            raise RegisterError(f"{file} holds no list of registers' new values")
+        running.set_registers(self._present(), given)
+        return {"set": len(given)}
 
     def dump_registers(self) -> dict[str, Any]:
-        return running.dump_registers(self._machine)
+        return running.dump_registers(self._present())
 
     def load_registers(self, dump: dict[str, Any] | None = None, file: str | None = None) -> dict[str, Any]:
         """From the message itself, or from a file, which must be named by an absolute path."""
-        if (dump is None) == (file is None):
-            raise UsageError("registers are loaded from a dump or from a file", "give one of the two")
-        running.load_registers(self._machine, dump if file is None else _read(file))
+        running.load_registers(self._present(), _one("registers are loaded from a dump or from a file", dump, file))
         return {}
+
+
+def _one(sentence: str, given: object, file: str | None) -> object:
+    """What was given, or what the file holds. Raises UsageError where it is not one of the two."""
+    if (given is None) == (file is None):
+        raise UsageError(sentence, "give one of the two")
+    return given if file is None else _read(file)
 
 
 def _read(file: str) -> object:
@@ -52,4 +67,4 @@ def _read(file: str) -> object:
     try:
         return decode(content)
     except (ValueError, RecursionError) as error:
-        raise RegisterError(f"{path} holds no JSON: {str(error)[:100]}", "it should hold a dump") from error
+        raise RegisterError(f"{path} holds no JSON: {str(error)[:100]}", "give it what a command would") from error

@@ -5,6 +5,7 @@
     TMPDIR/sdeivirt-UID/NAME/
         lock            held (flock) as long as the VM's process lives; holds its pid
         control.sock    QMP-style control socket
+        waiting         the address at which a place waits for a guest, until there is a control socket
         vcpu-0, ...     injection FIFOs
 
 All of it belongs to one user and is closed to everybody else (0700, 0600);
@@ -39,6 +40,8 @@ __all__ = ["RunningVm", "VmDirectory", "check_name", "find_vm", "runtime_root", 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _LOCK = "lock"
 _SOCKET = "control.sock"
+_WAITING = "waiting"
+_LONGEST = 1024  # bytes of an address
 # sun_path of struct sockaddr_un, one byte of it for the final NUL: unix(7).
 _MAX_SOCKET_PATH = 107
 
@@ -54,6 +57,20 @@ class RunningVm:
     @property
     def control_socket(self) -> Path:
         return self.path / _SOCKET
+
+    @property
+    def waiting_at(self) -> str:
+        """The address at which it waits for a guest; "" once one has come, or where none is to come."""
+        try:
+            fd = os.open(self.path / _WAITING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return ""
+        try:
+            return "" if self.control_socket.exists() else os.read(fd, _LONGEST).decode(errors="replace")
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
 
 
 def check_name(name: str) -> str:
@@ -283,6 +300,11 @@ class VmDirectory:
     def fifo(self, vcpu: int) -> Path:
         """Where the injection FIFO of a vCPU is."""
         return self.path / f"vcpu-{vcpu}"
+
+    def wait_at(self, address: str) -> None:
+        """Let it be known where a guest is waited for."""
+        with open(self.path / _WAITING, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(os.fsencode(address)[:_LONGEST])
 
     def _files(self) -> Iterator[Path]:
         for entry in os.scandir(self.path):

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..asyncpf import OFF
 from ..errors import EventRunningError, NotRegisteredError, SdeivirtError, UnknownEventError, UsageError
 from ..machine import MachineConfig, open_machine
 from ..machine.base import RAM_BASE, EngineOptions, Machine
@@ -164,6 +165,7 @@ class Puppet:
             events=tuple(events),
             seed=seed,
             engine=_engine(kind, contexts),
+            async_pf=OFF,  # neither the oracle nor its rules know them
         )
         self.kind = kind
         self.machine = machine = open_machine(kind, config)

@@ -1,9 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moving a guest: its state as a stream, to another process while it runs, or to a file.
 
-sections.py   the parts of the state, each a record with a version
-stream.py     frames: how sections and pages stand in a stream
-ram.py        pages: which are zero or alike, compression, how they are put back
-channel.py    where a stream goes and comes from: sockets, TLS, files
-analysis.py   a stream told to people
+The two sides:
+
+messages.py     what they say to each other
+source.py       the one that a guest leaves
+passes.py       passes over RAM
+convergence.py  when to stop the guest, and when to hold it up
+destination.py  the one that it comes to
+detour.py       injections that come in the midst of it
+identity.py     which process the other side is, and whether it has ended
+status.py       how far it has got
+
+A guest that goes before its pages, which follow:
+
+lacking.py      what is said of pages that are lacking
+wants.py        which they are, and what to ask for next
+pager.py        asks for them, and gives them to the machine
+arriving.py     the destination
+postcopy.py     the source
+pageserver.py   sends them, those that are asked for first
+lazy.py         the same out of a file, or from who serves one
+index.py        a file as a place to fetch single pages from
+served.py       serves it
+slow.py         a link that is slower than the one there is
+
+The stream:
+
+channel/        where it goes and comes from: sockets, TLS, files
+wire.py         frames over a channel
+frames.py       the kinds of frames
+stream.py       frames made and read
+sections.py     the parts of the state, each a record with a version
+inventory.py    which of them follow
+collector.py    what has come
+description.py  what a machine is made of
+pages.py        how pages stand in frames
+ram.py          RAM into frames, and out of them
+
+Looking at one:
+
+analysis.py     what is in it
+shown.py        sections for people and as JSON
+histogram.py    which parts of RAM were sent
+report.py       an analysis as text
 """

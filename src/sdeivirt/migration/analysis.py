@@ -18,7 +18,7 @@ from ..errors import StreamError, UsageError
 from ..files import cannot_read, open_regular
 from ..machine.base import MAX_MEMORY, PAGE_SIZE
 from .collector import Sections, read_section
-from .frames import Frame, damaged
+from .frames import Frame, check_end, damaged
 from .histogram import Histogram, Region
 from .inventory import field_types
 from .pages import PLAIN, SKIPPED, ZERO, read_pages, read_zeroes
@@ -129,6 +129,8 @@ class _Walk:
                 tally = analysis.frames.setdefault(frame.kind.decode().strip(), Frames())
                 tally.frames += 1
                 tally.bytes += reader.offset - frame.offset
+                if self._sections.complete:
+                    check_end(analysis.size, reader.offset)
             if not self._sections.complete:
                 raise reader.cut_short()
             analysis.complete = True
@@ -148,8 +150,6 @@ class _Walk:
         elif frame.kind in (b"PAGE", b"ZERO", b"PASS", b"DESC", b"SECT", b"END "):
             if not self._memory:
                 raise damaged(frame, "it comes before the description of the machine")
-            if self._sections.complete:
-                raise damaged(frame, "it comes after the end of the state")
             if frame.kind in (b"PAGE", b"ZERO"):
                 self._count_pages(frame)
             elif frame.kind == b"PASS":

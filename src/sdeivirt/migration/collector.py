@@ -12,17 +12,22 @@ from .sections import Section
 
 __all__ = ["Sections", "read_section"]
 
+_BESIDE = 256 << 20  # bytes that a state may have beside the image of a guest
+_MUCH = 1 << 30
+
 
 class Sections:
     """Collects the state: is fed DESC, SECT and END frames. It is whole when :attr:`complete` is true.
 
-    Without `keep` only the order is watched, and sections' data are not held.
+    Without `keep` only the order is watched, and sections' data are not held. Else they may not
+    be larger than a guest with `ram` bytes can have: its image goes along, and there is some state beside.
     """
 
-    def __init__(self, keep: bool = True) -> None:
+    def __init__(self, keep: bool = True, ram: int = _MUCH) -> None:
         self.description: Description | None = None
         self.end: End | None = None
         self._keep = keep
+        self._most = ram + _BESIDE
         self._sections: list[Section] = []
 
     @property
@@ -35,7 +40,8 @@ class Sections:
         if self.complete:
             raise StreamError(f"{frame} comes after the end of the state", AGAIN)
         if frame.kind == b"DESC" and self.description is None:
-            self.description = read_description(frame.payload)
+            self.description = frame.description or read_description(frame.payload)
+            self._check_size(self.description)
         elif frame.kind == b"SECT" and self.description is not None:
             self._take(frame, self.description)
         elif frame.kind == b"END " and self.description is not None:
@@ -49,15 +55,21 @@ class Sections:
             raise StreamError(f"the state is not whole: {len(self._sections)} sections have come, and no end", AGAIN)
         return list(self._sections)
 
+    def _check_size(self, description: Description) -> None:
+        size = sum(each.length for each in description.sections)
+        if self._keep and size > self._most:
+            raise StreamError(f"the sections are to have {size} bytes together: {self._most} is the most", AGAIN)
+
     def _take(self, frame: Frame, description: Description) -> None:
         section = read_section(frame)
-        due = description.sections[len(self._sections) :][:1]
-        if not due or (section.name, section.instance) != (due[0].name, due[0].instance):
+        at = len(self._sections)
+        due = description.sections[at] if at < len(description.sections) else None
+        if due is None or (section.name, section.instance) != (due.name, due.instance):
             raise self._out_of_place(frame, section, description)
-        if (section.version, len(section.data)) != (due[0].version, due[0].length):
+        if (section.version, len(section.data)) != (due.version, due.length):
             raise StreamError(
                 f"section {section} in {frame} has version {section.version} and {len(section.data)} bytes, "
-                f"and was described with version {due[0].version} and {due[0].length} bytes",
+                f"and was described with version {due.version} and {due.length} bytes",
                 AGAIN,
             )
         self._sections.append(section if self._keep else replace(section, data=b""))

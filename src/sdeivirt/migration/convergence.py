@@ -25,26 +25,31 @@ _AGAIN = 0.5
 _LOWEST = 1  # page a second
 _SHORT = 0.01  # seconds of downtime that are not worth another pass
 _SMOOTH = 0.5
+_HOPE = 8  # times that the vCPUs are held up more, and that was of no use
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is next: stop the guest, or another pass with so many new pages a second at most (None: no limit)."""
+    """What is next: stop the guest, or another pass with so many new pages a second at most (None: no limit).
+
+    `hopeless`: by all that has been seen the guest will never fit the downtime that is allowed.
+    """
 
     stop: bool
     limit: int | None
     expected_downtime: float
+    hopeless: bool = False
 
 
 class Convergence:
-    """Ask :meth:`next` after each pass. `downtime` is in seconds; `overhead` what stopping costs besides pages."""
+    """Ask :meth:`next` after each pass. `downtime` is in seconds."""
 
-    def __init__(self, downtime: float, overhead: float = 0.0) -> None:
+    def __init__(self, downtime: float) -> None:
         self.downtime = downtime
-        self.overhead = overhead
         self.rate = 0.0  # pages a second that the link carries
         self.limit: int | None = None
         self._before: int | None = None
+        self._held_up = 0  # times that it was held up more
 
     def sent(self, pages: int, seconds: float) -> None:
         """A pass, or a part of it, carried so many pages."""
@@ -55,7 +60,7 @@ class Convergence:
 
     def expected(self, dirty: int) -> float:
         """How long the guest would be stopped if it were now, in seconds."""
-        return self.overhead + (dirty / self.rate if self.rate else 0.0)
+        return dirty / self.rate if self.rate else 0.0
 
     def next(self, dirty: int) -> Step:
         """After a pass: `dirty` pages were written meanwhile."""
@@ -67,4 +72,7 @@ class Convergence:
         if before is not None and dirty > before * _PROGRESS:
             wanted = self.rate * _FIRST if self.limit is None else self.limit * _AGAIN
             self.limit = max(int(wanted), _LOWEST)
-        return Step(False, self.limit, expected)
+            self._held_up += 1
+        # A page that takes longer by itself than the guest may be stopped for can never be the last.
+        hopeless = self.expected(1) > self.downtime or self._held_up >= _HOPE or self.limit == _LOWEST
+        return Step(False, self.limit, expected, hopeless)

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a machine is made of, as the stream tells it: the destination builds the same.
 
-What belongs to a host (names, files, sockets, arguments for QEMU, which may
-name files) does not travel: the destination says that for itself.
+What belongs to a host (names, files, sockets) does not travel: the
+destination says that for itself. Of arguments for QEMU the devices do, for
+both sides to compare.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
-from ..errors import SdeivirtError, StreamError
+from ..asyncpf import OFF, AsyncPfSettings
+from ..errors import MigrationError, SdeivirtError, StreamError
 from ..machine import MACHINES
 from ..machine.base import EngineOptions, MachineConfig
 from ..sdei.events import EventDefinition
@@ -25,7 +28,12 @@ CONFIGURATION = "configuration"
 
 
 class Configuration(Record, frozen=True):
-    """CONF: the members of :class:`MachineConfig` that a guest can tell apart. `engine` holds those of one kind."""
+    """CONF: the members of :class:`MachineConfig` that a guest can tell apart. `engine` holds those of one kind.
+
+    `async_pf` came with version 2: before, there were no asynchronous page faults.
+    """
+
+    VERSION: ClassVar[int] = 2
 
     machine: str
     name: str
@@ -39,6 +47,7 @@ class Configuration(Record, frozen=True):
     seed: int | None = None
     watchdog: float | None = None
     engine: dict[str, str | bool] = msgspec.field(default_factory=dict)
+    async_pf: AsyncPfSettings = OFF
 
     @classmethod
     def of(cls, kind: str, config: MachineConfig) -> Configuration:
@@ -56,6 +65,7 @@ class Configuration(Record, frozen=True):
             seed=config.seed,
             watchdog=config.watchdog,
             engine=config.engine.travelling() if config.engine is not None else {},
+            async_pf=config.async_pf,
         )
 
     def config(self, name: str, directory: Path | None, engine: EngineOptions | None) -> MachineConfig:
@@ -74,19 +84,23 @@ class Configuration(Record, frozen=True):
                 watchdog=self.watchdog,
                 directory=directory,
                 engine=engine.arrived(self.engine) if engine is not None else None,
+                async_pf=self.async_pf,
             )
+        except MigrationError:
+            raise  # it can be, and this place is none for it
         except SdeivirtError as error:
             raise StreamError(f"the stream is of a machine that cannot be: {error.message}", error.hint) from error
 
 
 def read_configuration(section: Section) -> Configuration:
-    """The description in a stream. Raises StreamError."""
+    """The description in a stream, of a machine that can be. Raises StreamError."""
     try:
         configuration = unpack(section, Configuration)
     except StreamError:
         raise
     except SdeivirtError as error:  # an event or a policy that cannot be
         raise StreamError(f"the stream is of a machine that cannot be: {error.message}", error.hint) from error
+    configuration.config(configuration.name, None, None)  # says what cannot be
     if configuration.machine not in MACHINES:
         raise StreamError(
             f"the stream is of a machine {configuration.machine[:40]!r}, and there is none such here",

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from .. import errors
-from ..errors import MovedError, SdeivirtError
+from ..errors import MigrationError, MovedError, SdeivirtError, StreamError
 from ..machine.base import Machine
 from ..sdei.service import Injection
+from .foreign import printable
 from .sections import Record
 
 __all__ = ["Answer", "Held", "HeldInjections", "carry_out"]
@@ -60,6 +61,7 @@ class HeldInjections:
 
     def _hold(self, held: Held) -> Future[Any]:
         future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # it is carried out, whether somebody still waits for that or not
         with self._lock:
             if self._gone is None:
                 self._waiting.append((held, future))
@@ -82,9 +84,20 @@ class HeldInjections:
             self._gone = destination
             return tuple(held for held, _ in self._waiting)
 
-    def answered(self, answers: Sequence[Answer]) -> None:
-        """What the destination made of what :meth:`leave` gave."""
+    @property
+    def gone(self) -> bool:
+        """Whether the guest has left."""
         with self._lock:
+            return self._gone is not None
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """What the destination made of what :meth:`leave` gave. Raises StreamError for another number of answers.
+
+        Then all of it waits on. Who asked for something whose answer makes no sense does not learn what became of it.
+        """
+        with self._lock:
+            if len(answers) != len(self._waiting):
+                raise StreamError(f"the destination sent {len(answers)} answers, and {len(self._waiting)} are due")
             waiting, self._waiting = self._waiting, []
         for (_, future), answer in zip(waiting, answers, strict=True):
             _answer(future, answer)
@@ -112,8 +125,12 @@ def _answer(future: Future[Any], answer: Answer) -> None:
         kind: Callable[[str, str], SdeivirtError] = (
             getattr(errors, answer.error) if answer.error in errors.__all__ else SdeivirtError
         )
-        future.set_exception(kind(answer.message, answer.hint))
-    elif "cancelled" in answer.result:
-        future.set_result(bool(answer.result["cancelled"]))
-    else:
-        future.set_result(Injection(**answer.result))
+        future.set_exception(kind(printable(answer.message), printable(answer.hint)))
+        return
+    try:
+        if "cancelled" in answer.result:
+            future.set_result(msgspec.convert(answer.result["cancelled"], bool))
+        else:
+            future.set_result(msgspec.convert(answer.result, Injection))
+    except msgspec.ValidationError:
+        future.set_exception(MigrationError("the guest has moved, and what came of the event there cannot be read"))

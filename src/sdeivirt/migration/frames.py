@@ -28,7 +28,7 @@ __all__ = [
     "StreamHeader",
 ]
 
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 MAGIC = b"SDEIVIRT"
 
 HEADER = struct.Struct("<8sHHI")  # magic, major, minor, zero
@@ -58,12 +58,19 @@ _MESSAGE = FrameKind(0, _MIB)
 _WINDOW = FrameKind(16, 16 + 512 * 2 + 512 * 4096)  # ram.py
 
 KINDS: dict[bytes, FrameKind] = {
-    b"DESC": FrameKind(1, 16 * _MIB, versions=(1, Description.VERSION)),
+    b"DESC": FrameKind(1, 4 * _MIB, versions=(1, Description.VERSION)),
     b"SECT": FrameKind(2, 64 * _MIB, versions=_ANY),  # the section's own, which its reader judges
     b"PAGE": _WINDOW,
     b"ZERO": FrameKind(16, 16),
     b"PASS": FrameKind(4, 4, since=1),
+    b"ERLY": FrameKind(0, 64 * _MIB, since=2, versions=_ANY),
+    b"STAY": FrameKind(0, 0, since=2),
     b"END ": FrameKind(END.size, END.size),
+    b"LACK": FrameKind(1, 17 * _MIB, since=2),  # lacking.py has these five
+    b"WANT": FrameKind(8, 8 * 1024, since=2),
+    b"GIVE": FrameKind(12 + 4096, 4 + 512 * (8 + 4096), since=2),
+    b"GOT ": FrameKind(20, 20, since=2),
+    b"HAVE": FrameKind(0, 0, since=2),
     b"CONF": FrameKind(0, _MIB, versions=_ANY),
     **dict.fromkeys((b"HELO", b"REDY", b"LOAD", b"CMIT", b"RUNS", b"LETG", b"DONE", b"FAIL"), _MESSAGE),
 }
@@ -115,6 +122,7 @@ class Frame:
     number: int
     offset: int
     payload: memoryview
+    description: Description | None = None  # what a DESC holds
 
     def __str__(self) -> str:
         return f"frame {self.number} ({self.kind.decode('ascii', 'replace').strip()}) at offset {self.offset:#x}"
@@ -126,6 +134,12 @@ class End(NamedTuple):
     frames: int
     pages: int
     bytes: int
+
+
+def check_end(size: int, offset: int) -> None:
+    """The state has ended at `offset`: a file of `size` bytes has to end there, too. Raises StreamError."""
+    if size > offset:
+        raise StreamError(f"{size - offset:,} bytes follow the end of the state, at offset {offset:#x}", AGAIN)
 
 
 def damaged(frame: Frame, why: str) -> StreamError:

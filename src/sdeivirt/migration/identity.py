@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 from .sections import Record
 
-__all__ = ["Identity", "is_dead"]
+__all__ = ["Identity", "dies", "is_dead"]
 
 _PROC = Path("/proc")
+_GRACE, _TICK = 1.0, 0.025  # seconds for a process that is being killed
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT of Linux
 # /proc/PID/stat: what follows the name, counted from 0: proc(5) has state as field 3, starttime as field 22.
 _STATE, _START_TIME = 0, 19
@@ -77,6 +80,14 @@ def is_dead(identity: Identity) -> bool | None:
         return _has_ended(stat) and all(_has_ended(_stat(identity.pid, task)) for task in _tasks(identity.pid))
     except (OSError, ValueError, IndexError):
         return _gone(identity.pid)
+
+
+def dies(identity: Identity) -> bool:
+    """Whether that process has certainly ended, or does within a moment: a connection can be told of it first."""
+    deadline = time.monotonic() + _GRACE
+    while (dead := is_dead(identity)) is False and time.monotonic() < deadline:
+        threading.Event().wait(_TICK)
+    return bool(dead)
 
 
 def _surroundings() -> tuple[str, str, str]:

@@ -14,11 +14,16 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from ..errors import StreamError
+from .foreign import printable
 from .sections import Record, Section
 
 __all__ = ["Description", "SectionDescription", "describe", "is_section_name", "read_description"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
+
+# Far more than there are. A description takes some twenty times the memory of its bytes.
+_MAX_SECTIONS = 1 << 14
+_MAX_FIELDS = 256
 
 _U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
@@ -34,7 +39,7 @@ class SectionDescription(Record, frozen=True):
     instance: _U32
     version: _U16
     length: _U32
-    fields: dict[str, str] = msgspec.field(default_factory=dict)
+    fields: Annotated[dict[str, str], msgspec.Meta(max_length=_MAX_FIELDS)] = msgspec.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name!r}" + (f" of instance {self.instance}" if self.instance else "")
@@ -45,7 +50,7 @@ class Description(Record, frozen=True):
 
     VERSION: ClassVar[int] = 2  # 2: the fields' types
 
-    sections: list[SectionDescription]
+    sections: Annotated[list[SectionDescription], msgspec.Meta(max_length=_MAX_SECTIONS)]
 
 
 def is_section_name(name: str) -> bool:
@@ -68,7 +73,7 @@ def field_types(section: Section) -> dict[str, str]:
     try:
         fields = msgspec.msgpack.decode(section.data, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise StreamError(f"section {section} is damaged: {error}") from None
+        raise StreamError(f"section {section} is damaged: {printable(str(error))}") from None
     return {name: _TYPES[memoryview(raw)[0]] for name, raw in fields.items()}
 
 
@@ -77,7 +82,7 @@ def read_description(data: bytes | memoryview) -> Description:
     try:
         description = msgspec.msgpack.decode(data, type=Description)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise StreamError(f"the description of the sections is damaged: {error}") from None
+        raise StreamError(f"the description of the sections is damaged: {printable(str(error))}") from None
     seen = set()
     for each in description.sections:
         if not is_section_name(each.name):

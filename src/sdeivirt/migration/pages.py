@@ -30,6 +30,8 @@ __all__ = [
     "ZEROES",
     "PageFrame",
     "PageStats",
+    "check_entries",
+    "offset_in",
     "read_pages",
     "read_zeroes",
 ]
@@ -83,7 +85,7 @@ def read_pages(frame: Frame, size: int) -> PageFrame:
     address, count, encoding = PAGES.unpack_from(payload)
     if not 1 <= count <= WINDOW_PAGES:
         raise damaged(frame, f"{count} pages are not 1 to {WINDOW_PAGES}")
-    first = _offset(frame, address, count, size)
+    first = offset_in(frame, address, count, size)
     begin = PAGES.size + 2 * count
     if len(payload) < begin:
         raise damaged(frame, f"it has no room for a table of {count} pages")
@@ -92,7 +94,7 @@ def read_pages(frame: Frame, size: int) -> PageFrame:
     if not ZEROES.startswith(table):
         entries = struct.unpack(f"<{count}H", table)
         plain = entries.count(PLAIN)
-        _check_entries(frame, entries)
+        check_entries(frame, entries)
     data = payload[begin:]
     expected = plain * PAGE_SIZE
     if encoding == ZSTD:
@@ -109,18 +111,19 @@ def read_zeroes(frame: Frame, size: int) -> tuple[int, int]:
     address, count = RUN.unpack(frame.payload)
     if not count:
         raise damaged(frame, "it is of no page")
-    return _offset(frame, address, count, size), count
+    return offset_in(frame, address, count, size), count
 
 
-def _offset(frame: Frame, address: int, count: int, size: int) -> int:
-    """Where in RAM those pages are."""
+def offset_in(frame: Frame, address: int, count: int, size: int) -> int:
+    """Where in a RAM of `size` bytes those pages are. Raises StreamError."""
     first = address - RAM_BASE
     if address % PAGE_SIZE or first < 0 or count * PAGE_SIZE > size - first:
         raise damaged(frame, f"{count} pages from {address:#x} on are not in the guest's RAM")
     return first
 
 
-def _check_entries(frame: Frame, entries: tuple[int, ...]) -> None:
+def check_entries(frame: Frame, entries: tuple[int, ...]) -> None:
+    """Raise StreamError for a table that points elsewhere."""
     if max(entries) < SAME:
         return
     for index, entry in enumerate(entries):

@@ -26,7 +26,8 @@ class Passes:
         self._pages = machine.config.memory // PAGE_SIZE
         self._machine = machine
         self._encoder = PageEncoder(machine.memory(), compress)
-        self._number = 0
+        self.number = 0  # of the last one
+        progress.sent = lambda: wire.channel.sent
         self._began = time.monotonic()
 
     def run(self, dirty: bytearray | None) -> tuple[float, int]:
@@ -36,14 +37,16 @@ class Passes:
         zeroes at the destination.
         """
         began = time.monotonic()
-        self._number += 1
+        self.number += 1
         encoder, wire, stats = self._encoder, self._wire, self._encoder.stats
+        encoder.ram = self._machine.memory()  # a reset may have brought another; all of that is dirty once more then
         content = stats.plain + stats.duplicate
         ranges = self._machine.data_ranges() if dirty is None else []
         left = sum(end - start for start, end in ranges) // PAGE_SIZE if dirty is None else dirty.count(1)
         zero_first, zero_count = 0, 0
         self._tell(left)
         for first, count in self._windows(ranges, dirty):
+            wire.check()
             buffers = encoder.window(first, count, dirty)
             if buffers is not None:
                 wire.send(b"PAGE", *buffers)
@@ -55,7 +58,7 @@ class Passes:
             left -= count if dirty is None else dirty.count(1, first, first + count)
             self._tell(left)
         self._send_zeroes(zero_first, zero_count)
-        wire.send(b"PASS", _PASS.pack(self._number))
+        wire.send(b"PASS", _PASS.pack(self.number))
         return time.monotonic() - began, stats.plain + stats.duplicate - content
 
     def _windows(self, ranges: Sequence[tuple[int, int]], dirty: bytearray | None) -> Iterator[tuple[int, int]]:
@@ -85,7 +88,7 @@ class Passes:
         stats, sent = self._encoder.stats, self._wire.channel.sent
         elapsed = time.monotonic() - self._began
         self._progress.update(
-            passes=self._number,
+            passes=self.number,
             remaining=left,
             plain=stats.plain,
             zero=stats.zero,

@@ -45,11 +45,14 @@ _Buffers = list[bytes | memoryview]
 
 
 class PageEncoder:
-    """Makes the payloads of PAGE and ZERO frames of a guest's RAM; `compress` is a zstd level, 0 for none."""
+    """Makes the payloads of PAGE and ZERO frames of a guest's RAM; `compress` is a zstd level, 0 for none.
+
+    `ram` may be another from one window to the next.
+    """
 
     def __init__(self, ram: memoryview, compress: int = 0) -> None:
         self.stats = PageStats()
-        self._ram = ram
+        self.ram = ram
         self._copy = memoryview(bytearray(WINDOW_SIZE))
         self._packer = zstandard.ZstdCompressor(level=compress) if compress else None
 
@@ -64,7 +67,7 @@ class PageEncoder:
             low, high = dirty.index(1, first, end), dirty.rindex(1, first, end) + 1
             where = self._copy_dirty(low, high, dirty)
             return self._encode(low, high - low, where)
-        view = self._ram[first * PAGE_SIZE : end * PAGE_SIZE]
+        view = self.ram[first * PAGE_SIZE : end * PAGE_SIZE]
         if ZEROES.startswith(view):
             self.stats.zero += count
             self.stats.bytes += RUN.size
@@ -85,7 +88,7 @@ class PageEncoder:
             if stop < 0:
                 stop = high
             size = (stop - at) * PAGE_SIZE
-            self._copy[filled : filled + size] = self._ram[at * PAGE_SIZE : stop * PAGE_SIZE]
+            self._copy[filled : filled + size] = self.ram[at * PAGE_SIZE : stop * PAGE_SIZE]
             filled += size
             where.extend(range(at - low, stop - low))
             at = dirty.find(1, stop, high)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from ..errors import StreamError
+from .foreign import printable
 
 __all__ = ["Record", "Section", "pack", "unpack"]
 
@@ -43,7 +44,7 @@ class Section:
         try:
             return msgspec.msgpack.decode(self.data, type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise StreamError(f"section {self} is damaged: {error}") from None
+            raise StreamError(f"section {self} is damaged: {printable(str(error))}") from None
 
 
 R = TypeVar("R", bound=Record)
@@ -64,4 +65,4 @@ def unpack(section: Section, kind: type[R]) -> R:
     try:
         return msgspec.msgpack.decode(section.data, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise StreamError(f"section {section} is damaged: {error}") from None
+        raise StreamError(f"section {section} is damaged: {printable(str(error))}") from None

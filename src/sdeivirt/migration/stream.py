@@ -80,11 +80,11 @@ class FrameWriter:
         data = msgspec.msgpack.encode(describe(sections))
         return self.frame(b"DESC", data, version=Description.VERSION)
 
-    def section(self, section: Section) -> list[bytes | memoryview]:
-        """SECT. Raises MigrationError for a section that is too large."""
+    def section(self, section: Section, kind: bytes = b"SECT") -> list[bytes | memoryview]:
+        """SECT, or ERLY. Raises MigrationError for a section that is too large."""
         name = section.name.encode("ascii")
         return self.frame(
-            b"SECT", bytes((len(name),)) + name, section.data, instance=section.instance, version=section.version
+            kind, bytes((len(name),)) + name, section.data, instance=section.instance, version=section.version
         )
 
     def end(self, pages: int) -> list[bytes | memoryview]:
@@ -205,6 +205,7 @@ class FrameReader:
                 description = read_description(frame.payload)
             except StreamError as error:
                 raise StreamError(f"{error.message}, in {frame}", error.hint) from None
+            frame.description = description
             self._due = deque(description.sections)
         elif frame.kind == b"SECT" and self._due:
             self._due.popleft()

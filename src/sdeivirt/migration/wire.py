@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
 from ..errors import MigrationError, SdeivirtError, StreamError
-from .channel import Channel, ChannelCutError
+from .channel import Channel, ChannelCutError, Interrupt
+from .foreign import printable
+from .frames import check_end
 from .messages import Failure, Kind
 from .sections import Record
 from .stream import Frame, FrameReader, FrameWriter
@@ -20,6 +23,7 @@ __all__ = ["RefusedError", "Wire"]
 R = TypeVar("R", bound=Record)
 
 _LAST_WORDS = 2.0  # seconds
+_AHEAD = 64 << 10  # bytes that are read at once, where that is wanted
 
 
 class RefusedError(MigrationError):
@@ -27,25 +31,60 @@ class RefusedError(MigrationError):
 
 
 class Wire:
-    """A channel that has been opened, and both streams on it. `other` names the other side in errors."""
+    """A channel that has been opened, and both streams on it. `other` names the other side in errors.
 
-    def __init__(self, channel: Channel, other: str) -> None:
+    Once `quit` is set, the next frame to be sent and what is waited for raise
+    ChannelCancelledError. A frame that is being sent is finished, so :meth:`give_up` can still say why.
+    """
+
+    def __init__(self, channel: Channel, other: str, quit: Interrupt | None = None) -> None:
         self.channel = channel
         self.other = other
+        self._quit = channel.hearing = quit
         self._writer = FrameWriter()
-        self._reader = FrameReader(channel.recv_into)
+        self._reader = FrameReader(self._receive)
+        self._ahead: memoryview | None = None
+        self._ready = memoryview(b"")  # what has been read ahead
         self._greeted = False
         self._begun = False
 
     def send(self, kind: bytes, *buffers: bytes | memoryview, instance: int = 0, version: int = 0) -> None:
         """One frame; before the first, what stream this is."""
+        self.check()
         begin = () if self._begun else (self._writer.header(),)
         self._begun = True
         self.channel.send((*begin, *self._writer.frame(kind, *buffers, instance=instance, version=version)))
 
     def send_frames(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Frames that the writer has made, after the first of :meth:`send`."""
+        self.check()
         self.channel.send(buffers)
+
+    def read_ahead(self) -> None:
+        """From now on several small frames are read at once."""
+        if self._ahead is None:
+            self._ahead = memoryview(bytearray(_AHEAD))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something has been read already that follows the last frame."""
+        return bool(self._ready)
+
+    def _receive(self, view: memoryview) -> int:
+        if self._ready:
+            count = min(len(view), len(self._ready))
+            view[:count] = self._ready[:count]
+            self._ready = self._ready[count:]
+            return count
+        if self._ahead is None or len(view) >= len(self._ahead):
+            return self.channel.recv_into(view)
+        self._ready = self._ahead[: self.channel.recv_into(self._ahead)]
+        return self._receive(view) if self._ready else 0
+
+    def check(self) -> None:
+        """Raise ChannelCancelledError if somebody wants to give up: for work that takes its time between frames."""
+        if self._quit is not None:
+            self._quit.check()
 
     @property
     def writer(self) -> FrameWriter:
@@ -65,27 +104,38 @@ class Wire:
             raise self._gone()
         if frame.kind == Kind.FAILURE:
             failure = self.read(frame, Failure)
-            raise RefusedError(f"{self.other} says: {failure.message[:1000]}", failure.hint[:1000])
+            hint = printable(failure.hint)
+            if hint and self.other not in hint:
+                hint = f"at {self.other}: {hint}"  # it was written for who sits there
+            raise RefusedError(f"{self.other} gave up: {printable(failure.message)}", hint)
         return frame
+
+    def check_end(self) -> None:
+        """The state has ended: nothing may follow it in a file. Raises StreamError."""
+        check_end(os.fstat(self.channel.fileno).st_size, self._reader.offset)
 
     def _gone(self) -> MigrationError:
         if self.channel.peer.startswith("file:"):
             return self._reader.cut_short()
         return ChannelCutError(f"{self.other} has closed the connection", "look at what it printed")
 
-    def give_up(self, failure: Failure) -> None:
-        """Tell the other side why not, if it still listens."""
+    def give_up(self, failure: Failure) -> bool:
+        """Tell the other side why not, if it still listens; whether it has taken that, and ended."""
+        self._quit = self.channel.hearing = None
         self.channel.stall = _LAST_WORDS
         with contextlib.suppress(SdeivirtError, OSError):
             self.say(Kind.FAILURE, failure)
-            self.channel.finish()
+            return self.channel.finish()
+        return False
 
     def read(self, frame: Frame, kind: type[R]) -> R:
         """The message in a frame. Raises StreamError."""
         try:
             return msgspec.msgpack.decode(frame.payload, type=kind)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise StreamError(f"frame {frame.kind.decode()} at offset {frame.offset:#x} is damaged: {error}") from None
+            raise StreamError(
+                f"frame {frame.kind.decode()} at offset {frame.offset:#x} is damaged: {printable(str(error))}"
+            ) from None
 
     def expect(self, name: bytes, kind: type[R]) -> R:
         """The next frame, which has to be this message. Errors as :meth:`next`."""

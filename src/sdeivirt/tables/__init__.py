@@ -3,6 +3,7 @@
 
     devicetree.py   the tree that machines hand to their guests
     acpi.py         the SDEI table
+    bootargs.py     what the tree can tell the guest in words
 
 `sdeivirt tables` writes either to a file.
 """

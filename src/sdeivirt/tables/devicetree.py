@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
 from ..smccc.ids import Conduit
+from .bootargs import check_bootargs
 
 with warnings.catch_warnings():
     # fdt 0.3.3 has an invalid escape sequence, of which Python warns when it first compiles the module.
@@ -26,15 +26,20 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from ..machine.base import MachineConfig
 
-__all__ = ["build", "check_bootargs", "fdt", "sdei_node"]
+__all__ = ["build", "fdt", "sdei_node"]
 
 _RAM_BASE = 0x4000_0000
 _UART_BASE = 0x0900_0000
 _UART_SIZE = 0x1000
 _UART = f"pl011@{_UART_BASE:x}"
+_GICD = (0x0800_0000, 0x1_0000)
+_GICR = 0x080A_0000
+_GICR_HIGH = 0x40_0000_0000  # of CPUs for which there is no room below the UART
+_GICR_STRIDE = 0x2_0000
+_GICR_ROOM = 123
 _CLOCK_HZ = 24_000_000
 _CLOCK_PHANDLE = 1
-_MAX_BOOTARGS = 2048  # COMMAND_LINE_SIZE of arm64 Linux
+_GIC_PHANDLE = 2
 
 # The version of the format, and the oldest whose readers understand it (Devicetree specification 5.2).
 _VERSION = 17
@@ -60,16 +65,6 @@ def sdei_node(conduit: Conduit) -> fdt.Node:
     return fdt.Node("sdei", _strings("compatible", "arm,sdei-1.0"), _strings("method", conduit.value))
 
 
-def check_bootargs(bootargs: str) -> str:
-    """The boot arguments again. Raises UsageError where no tree can hold them."""
-    if not all(" " <= c <= "~" or c == "\t" for c in bootargs) or len(bootargs) >= _MAX_BOOTARGS:
-        raise UsageError(
-            "the boot arguments cannot stand in a device tree",
-            f"use printable ASCII, fewer than {_MAX_BOOTARGS} characters",
-        )
-    return bootargs
-
-
 def _chosen(bootargs: str) -> fdt.Node:
     node = fdt.Node("chosen", _strings("stdout-path", f"/{_UART}"))
     if bootargs:
@@ -92,6 +87,26 @@ def _cpus(affinities: Sequence[int]) -> fdt.Node:
     return cpus
 
 
+def _interrupt_controller(cpus: int) -> fdt.Node:
+    """A GICv3, Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml."""
+    low = min(cpus, _GICR_ROOM)
+    regions = [_GICR, low * _GICR_STRIDE]
+    if cpus > low:
+        regions += [_GICR_HIGH, (cpus - low) * _GICR_STRIDE]
+    return fdt.Node(
+        f"intc@{_GICD[0]:x}",
+        _strings("compatible", "arm,gic-v3"),
+        _wide("reg", *_GICD, *regions),
+        _cells("#redistributor-regions", len(regions) // 2),
+        _cells("#interrupt-cells", 3),
+        fdt.Property("interrupt-controller"),
+        _cells("#address-cells", 2),
+        _cells("#size-cells", 2),
+        fdt.Property("ranges"),
+        _cells("phandle", _GIC_PHANDLE),
+    )
+
+
 def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True) -> bytes:
     """The flattened tree (DTB) for a machine whose PEs have these `affinities`, the boot PE's first.
 
@@ -105,6 +120,7 @@ def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True
     root.append(_strings("model", "linux,dummy-virt"))
     root.append(_cells("#address-cells", 2))
     root.append(_cells("#size-cells", 2))
+    root.append(_cells("interrupt-parent", _GIC_PHANDLE))
     root.append(_chosen(config.bootargs))
     root.append(
         fdt.Node(f"memory@{_RAM_BASE:x}", _strings("device_type", "memory"), _wide("reg", _RAM_BASE, config.memory))
@@ -132,5 +148,6 @@ def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True
             _cells("clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE),
         )
     )
+    root.append(_interrupt_controller(len(affinities)))
     blob: bytes = tree.to_dtb(_VERSION, _COMPATIBLE_VERSION, boot_cpuid_phys=affinities[0] & 0xFFFF_FFFF)
     return blob

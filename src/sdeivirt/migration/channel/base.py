@@ -79,6 +79,11 @@ class Interrupt:
     def is_set(self) -> bool:
         return self._set
 
+    @property
+    def fileno(self) -> int:
+        """For a poll() of one's own: it reports POLLHUP once this has been set."""
+        return self._ear
+
     def check(self) -> None:
         """Raise ChannelCancelledError if it has been set."""
         if self._set:
@@ -154,6 +159,7 @@ class Channel(ABC):
     that crossed. `stall` is how many seconds send() and recv_into() wait for
     anything to move, None for ever; `pace` limits send(). Both may be changed
     at any time, by any thread; a wait that is under way keeps its limit.
+    `hearing` is an interrupt that ends recv_into() and leaves send() alone: who gives up can still say so.
 
     One thread may send while another receives. Two that send do not mix their
     buffers: each send() goes as a whole.
@@ -168,6 +174,7 @@ class Channel(ABC):
         self.received = 0
         self.stall: float | None = DEFAULT_STALL
         self.pace: Pace | None = None
+        self.hearing: Interrupt | None = None
         self._interrupt = Interrupt()
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
@@ -206,14 +213,16 @@ class Channel(ABC):
         """
         with self._receiving:
             self._interrupt.check()
+            if self.hearing is not None:
+                self.hearing.check()
             if self._finished:
                 return 0
             count = self._read(memoryview(view))
             self.received += count
             return count
 
-    def finish(self) -> None:
-        """Send nothing more, and wait, for at most `stall` seconds, until the other side has ended too.
+    def finish(self) -> bool:
+        """Send nothing more, and wait, for at most `stall` seconds, until the other side has ended too; whether it has.
 
         What it still sends is thrown away, and recv_into() gives 0. A connection that is closed while
         bytes come in is reset, and the other side could lose what it was told last.
@@ -227,7 +236,7 @@ class Channel(ABC):
             self._end()
         with self._receiving:
             self._finished = True
-            self._drain()
+            return self._drain()
 
     def abort(self) -> None:
         """Let what blocks in this channel return with ChannelCancelledError, now and from now on. From any thread."""
@@ -280,8 +289,11 @@ class Channel(ABC):
         """Tell the other side that this is the end. Raises ChannelError."""
 
     @abstractmethod
-    def _drain(self) -> None:
-        """Throw away what comes, until the other side has ended or `stall` is over. Raises ChannelCancelledError."""
+    def _drain(self) -> bool:
+        """Throw away what comes, until the other side has ended or `stall` is over; whether it has ended, in order.
+
+        Raises ChannelCancelledError.
+        """
 
     @abstractmethod
     def _close(self, orderly: bool) -> None:

@@ -60,8 +60,8 @@ class FileChannel(Channel):
     def _end(self) -> None:
         pass
 
-    def _drain(self) -> None:
-        pass
+    def _drain(self) -> bool:
+        return True
 
 
 class FileReader(FileChannel):

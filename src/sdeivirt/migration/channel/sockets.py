@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 
-from .base import Channel, ChannelCutError, ChannelError, ChannelStalledError
+from .base import Channel, ChannelCutError, ChannelError, ChannelStalledError, Interrupt
 from .tls import explain
 
 __all__ = ["SocketChannel", "TlsChannel", "cut", "peer_credentials", "prepare"]
@@ -89,8 +89,14 @@ class SocketChannel(Channel):
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def _wait(self, events: int, has: str, limit: float | None) -> None:
-        if not self._interrupt.wait([(self._socket.fileno(), events)], limit):
+    def _wait(self, events: int, has: str, limit: float | None, hearing: Interrupt | None = None) -> None:
+        waits = [(self._socket.fileno(), events)]
+        if hearing is not None:
+            waits.append((hearing.fileno, 0))
+        ready = self._interrupt.wait(waits, limit)
+        if hearing is not None:
+            hearing.check()
+        if not ready:
             raise ChannelStalledError(
                 f"{self.peer} has {has} for {limit:g} s", "look at the other side, and at the network"
             )
@@ -110,7 +116,7 @@ class SocketChannel(Channel):
             try:
                 count = self._socket.recv_into(view)
             except BlockingIOError:
-                self._wait(select.POLLIN, "sent nothing", self.stall)
+                self._wait(select.POLLIN, "sent nothing", self.stall, self.hearing)
             except OSError as error:
                 raise cut(self.peer, error) from error
             else:
@@ -135,21 +141,21 @@ class SocketChannel(Channel):
         except OSError as error:
             raise cut(self.peer, error) from error
 
-    def _drain(self) -> None:
+    def _drain(self) -> bool:
         deadline = time.monotonic() + self.stall if self.stall is not None else None
         scratch = bytearray(_SCRATCH)
         while True:
             try:
                 # Of the socket itself, also where TLS is above it: what it says is of no interest.
                 if not socket.socket.recv_into(self._socket, scratch):
-                    return
+                    return True
             except BlockingIOError:
                 pass
             except OSError:
-                return
+                return False
             left = deadline - time.monotonic() if deadline is not None else None
             if left is not None and left <= 0:
-                return
+                return False
             self._interrupt.wait([(self._socket.fileno(), select.POLLIN)], left)
 
     def _close(self, orderly: bool) -> None:
@@ -196,7 +202,7 @@ class TlsChannel(SocketChannel):
                 if count:
                     break
                 events = select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT
-                self._wait(events, "sent nothing", self.stall)
+                self._wait(events, "sent nothing", self.stall, self.hearing)
             except OSError as error:
                 self._failure = self._explained(error)
                 self._failure.__cause__ = error
