@@ -171,10 +171,11 @@ class Scene:
             return HERE
         return THERE if runs(self.there) else NOWHERE
 
-    def stays(self, code: int = 1) -> None:
-        """The guest goes on here, and the destination has ended and said why."""
+    def stays(self, *codes: int) -> None:
+        """The guest goes on here, and the destination has ended, with one of these codes, and said why."""
         assert runs(self.here)
-        assert self.there.wait() == code, self.there.err
+        code = self.there.wait()
+        assert code in codes, self.there.err
         if code == 1:
             assert "error: the guest did not come: " in self.there.err
         if code >= 0:

@@ -23,7 +23,7 @@ from .control_support import LIMIT, FakeMachine, cli, environment, read_tree
 
 VERBS = [
     *("bench", "completion", "conform", "doctor", "fuzz", "inject", "migrate", "registers", "restore", "run", "save"),
-    *("selftest", "status", "tables"),
+    *("selftest", "serve", "status", "tables"),
 ]
 
 

@@ -154,7 +154,7 @@ def test_query_commands_names_all(qmp: Qmp) -> None:
     assert names == [
         *("qmp_capabilities", "query-version", "query-commands", "query-status", "query-vm"),
         *("inject-event", "cancel-event", "stop", "cont"),
-        *("migrate", "query-migrate", "migrate-cancel", "migrate-take-back"),
+        *("migrate", "query-migrate", "migrate-cancel", "migrate-recover", "migrate-take-back"),
         *("list-registers", "get-register", "dump-registers", "set-registers", "load-registers", "quit"),
     ]
 

@@ -125,9 +125,9 @@ def test_take_back(kind: str, runtime: Path) -> None:
             held.counted(injector)
             assert runs(scene.here)
             assert status_of(runtime)["status"] == "failed"
-            scene.ask("destination")  # it would wait for a word for a while
+            scene.ask("destination")  # it waits for a word, half a minute at most
             assert scene.where() == HERE
-        scene.stays(ENDED)
+        scene.stays(ENDED, 1)
         scene.finish(injector)
 
 

@@ -165,7 +165,7 @@ def test_a_stranger_in_the_place_of_the_destination_proves_nothing(tmp_path: Pat
 
         status = leaving(machine, tmp_path, other.identity, hand_over)
         assert (status.status, status.error) == ("completed", "")
-        assert machine.state == "stopped"
+        wait_until(lambda: machine.state == "stopped")
 
 
 @pytest.mark.parametrize("last", ["refused", "lost", "undecided"])
@@ -318,6 +318,11 @@ def test_a_source_that_comes_again_while_its_guest_is_still_heard(saved: Path, t
         again.channel.close()
 
 
+def settled(place: Arriving) -> bool:
+    take_over = place.incoming._take_over
+    return take_over is not None and take_over.stage is Stage.SETTLED
+
+
 def configuration_of(file: Path) -> list[bytes]:
     with file.open("rb") as stream:
         reader = FrameReader(stream.readinto)
@@ -355,7 +360,7 @@ def test_until_the_source_knows_the_guest_cannot_go_on_to_a_third_place(saved: P
         assert again.expect(Kind.HELLO, Hello).stage is Stage.RUNNING
         again.say(Kind.LET_GO, LetGo())
         again.expect(Kind.DONE, Done)
-        wait_until(lambda: place.incoming._stage is Stage.SETTLED)
+        wait_until(lambda: settled(place))
         place.incoming.check_settled()
         again.channel.close()
 

@@ -58,7 +58,7 @@ def guest(kind: str) -> Iterator[tuple[Machine, Callable[[], None]]]:
         yield machine, reset
 
 
-def sent(machine: Machine, talk: Callable[[Wire], None], directory: Path, **options: bool) -> MigrationStatus:
+def sent(machine: Machine, talk: Callable[[Wire], None], directory: Path) -> MigrationStatus:
     """What the source says of a migration to somebody who answers HELO and CONF, and then does this."""
     with Listener(parse_uri(f"unix:{directory}/there")) as listener:
 
@@ -74,7 +74,7 @@ def sent(machine: Machine, talk: Callable[[Wire], None], directory: Path, **opti
 
         talking = background(destination)
         progress = Progress()
-        Outgoing(machine, listener.uri, SourceOptions(stall=LIMIT, **options), progress).run()
+        Outgoing(machine, listener.uri, SourceOptions(stall=LIMIT), progress).run()
         talking.result(LIMIT)
     return progress.now
 
@@ -126,8 +126,7 @@ def test_state_that_was_sent_early_is_not_that_of_another_qemu(kind: str, tmp_pa
             reset()
             wire.say(Kind.READY, Ready())
             with pytest.raises(RefusedError, match="was reset after some of its state had been sent"):
-                while wire.next().kind != b"END ":
-                    pass
+                read_all(wire)
 
         assert sent(machine, receive, tmp_path).status == "failed"
         assert machine.state == "running"
@@ -146,6 +145,12 @@ def test_state_that_was_sent_early_is_not_that_of_another_qemu(kind: str, tmp_pa
         assert "enough" in sent(machine, take_all, tmp_path).error
 
 
+def read_all(wire: Wire) -> None:
+    """Up to the end of the state."""
+    while wire.next().kind != b"END ":
+        pass
+
+
 def pid(machine: Machine) -> int:
     return int(machine.details()["pid"])
 
@@ -153,7 +158,7 @@ def pid(machine: Machine) -> int:
 @pytest.mark.parametrize("when", ["at once", "when the old QEMU is no more"])
 @pytest.mark.parametrize("kind", [pytest.param("qemu", marks=ON_QEMU)])
 def test_a_machine_that_is_paused_during_a_reset_stands_after_it(kind: str, when: str) -> None:
-    with guest(kind) as (machine, reset):
+    with guest(kind) as (machine, _):
         assert isinstance(machine, QemuMachine)
         console = Console(machine)
         for turn in range(1, 4):
@@ -174,7 +179,7 @@ def test_a_machine_that_is_paused_during_a_reset_stands_after_it(kind: str, when
 
 @pytest.mark.parametrize("kind", [pytest.param("qemu", marks=ON_QEMU)])
 def test_a_machine_is_saved_although_it_is_being_reset(kind: str, tmp_path: Path) -> None:
-    with guest(kind) as (machine, reset):
+    with guest(kind) as (machine, _):
         assert isinstance(machine, QemuMachine)
         console = Console(machine)
         machine.reset()

@@ -209,10 +209,11 @@ def test_a_place_for_another_machine_refuses_the_guest(runtime: Path, machine: s
         with place(runtime, "--machine", other) as (there, uri):
             done = cli(runtime, "migrate", "here", uri, code=1)
             why = f"the guest is one of machine {machine}, and this is a place for machine {other}"
-            hint = f"hint: start the place without --machine, or with --machine {machine}\n"
-            assert f"error: VM 'here' has not moved: the destination gave up: {why}\n{hint}" in done.stderr
+            hint = f"start the place without --machine, or with --machine {machine}\n"
+            at = f"hint: at the destination: {hint}"
+            assert f"error: VM 'here' has not moved: the destination gave up: {why}\n{at}" in done.stderr
             assert there.wait() == 2
-            assert f"error: {why}\n{hint}" in there.err
+            assert f"error: {why}\nhint: {hint}" in there.err
         here.wait_err(f"the guest has not moved to {uri}: the destination gave up: {why}; it stays here\n")
         with place(runtime, "--machine", machine) as (there, uri):
             cli(runtime, "migrate", "here", uri)

@@ -270,9 +270,15 @@ def test_an_end_that_lies_is_told(tmp_path: Path) -> None:
 def test_what_is_behind_the_end_is_told(tmp_path: Path) -> None:
     stream = a_stream()
     number = len(spans(stream))
-    assert "cut short" in analyzed(tmp_path, stream + b"x").error
-    assert "after the end" in analyzed(tmp_path, stream + by_hand(number, b"PASS", bytes(4))).error
-    assert analyzed(tmp_path, stream + by_hand(number, b"CMIT", b"\x80")).complete  # as it went through a socket
+    for more, says in (
+        (b"x", "1 byte follows the end of the state"),
+        (by_hand(number, b"PASS", bytes(4)), "36 bytes follow the end of the state"),
+        (by_hand(number, b"CMIT", b"\x80"), "33 bytes follow the end of the state"),
+    ):
+        analysis = analyzed(tmp_path, stream + more)
+        assert says in analysis.error
+        assert not analysis.complete
+        assert analysis.sound == len(stream)
 
 
 def test_odd_fields_are_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from .control_support import VmProcess, cli, wait_until
 from .frame_proxy import BACK, FORTH, Act, Direction, Fault, FrameProxy, Part
 from .migration_scene import GONE, Watch, runs
 from .mover_support import Injector, Mover, check_counts
+from .tls_support import Authority, needs_openssl
 
 pytestmark = [pytest.mark.machine, pytest.mark.process]
 
@@ -309,6 +310,25 @@ def test_every_byte_of_a_paused_guest_arrives(fault: Fault | None, runtime: Path
             assert before.read(first, 256) == after.read(first, 256), first
         before.close()
         after.close()
+
+
+@needs_openssl
+def test_pages_follow_over_tls(runtime: Path) -> None:
+    credentials = Authority(runtime / "ca").credentials(runtime / "tls")
+    words = ("--incoming", "tcp:127.0.0.1:0", "--tls-creds", str(credentials))
+    with Mover(runtime, "unicorn", "case=load pages=200", vcpus=2, memory="16M") as mover:
+        there = VmProcess(runtime, *words, name="there")
+        mover.vms.append(there)
+        mover.until("MOVER runs")
+        there.wait_err("waiting for a guest at ")
+        uri = there.err.split("waiting for a guest at ")[1].split(";")[0]
+        shown = cli(
+            runtime, "migrate", "vm", uri, "--postcopy", "--tls-creds", str(credentials), "--max-bandwidth", "4M"
+        )
+        assert shown.stdout.startswith("completed")
+        mover.moved_to(there)
+        mover.beat()
+        mover.quit()
 
 
 def test_what_makes_no_sense_is_refused(runtime: Path) -> None:

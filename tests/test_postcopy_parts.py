@@ -220,6 +220,7 @@ class Other:
     def __init__(self, connection: socket.socket) -> None:
         self.channel = SocketChannel(connection, "the other side")
         self.channel.stall = LIMIT
+        self.taken = 0
         self.wire = Wire(self.channel, "the other side")
         self.wire.send(Kind.DONE)  # something has been said before
 
@@ -228,6 +229,8 @@ class Other:
         found: list[int] = []
         while not until(found):
             frame = self.wire.next()
+            self.taken += len(frame.payload)
+            self.wire.send(Kind.GOT, Got(self.taken).pack())
             if frame.kind == Kind.GIVE:
                 given_runs, _ = read_gift(frame, PAGES)
             elif frame.kind == b"ZERO":

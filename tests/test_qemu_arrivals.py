@@ -31,7 +31,9 @@ from sdeivirt.migration.sections import Record, Section, pack
 from .machine_support import NEEDS_QEMU, Console, Until, boot
 
 HERE = this_machine("7.2.22", MachineConfig(vcpus=2), QemuOptions())
-MONITOR = MonitorState(b"\0" * layout.GLOBAL_PAGE, [0, 0, 256 << 30, 0, 0, 0, 0, 0, 0x800_0000, 0x80A_0000], 0x1000_0000)
+MONITOR = MonitorState(
+    b"\0" * layout.GLOBAL_PAGE, [0, 0, 256 << 30, 0, 0, 0, 0, 0, 0x800_0000, 0x80A_0000], 0x1000_0000
+)
 GIC = GicState([1 << 15, 0xFFFF_FFFF], [(1, 1)], [(20, 1, 0xA0), (32, 0, 0)], [(20, 1, -1), (32, 0, 1)], [(1019, 0)])
 
 
@@ -139,7 +141,7 @@ def test_input_is_what_a_machine_gives() -> None:
 def test_each_section_comes_once(change: Callable[[list[Section]], object]) -> None:
     found = sections()
     change(found)
-    with pytest.raises(StreamError, match="is missing|comes twice"):
+    with pytest.raises(StreamError, match=r"is missing|comes twice"):
         read_state(found, HERE)
 
 

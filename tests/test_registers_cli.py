@@ -102,6 +102,8 @@ def test_get(run: Run) -> None:
     assert text.splitlines() == [*pending, *pending, "SDEI_VCPUS (0x6030000005d00003) = 0x2: 2"]
     rows = json.loads(run("get", str(PENDING), "--vcpu", "1", "--json"))
     assert [(row["name"], row["vcpu"], row["value"]) for row in rows] == [("SDEI_EVENT_PENDING", 1, "0x0")]
+    assert json.loads(run("get", f"{PENDING}@1", "--json")) == rows
+    assert json.loads(run("get", "SDEI_EVENT_PENDING@1", "--vcpu", "1", "--json")) == rows
 
 
 @process
@@ -125,6 +127,14 @@ def test_get(run: Run) -> None:
         (["set", "SDEI_PE_STATE@0=1"], 1, "registers of a VM that is running cannot be set"),
         (["set", "SDEI_PE_STATE@9=1", "--pause"], 2, "there is no vCPU 9"),
         (["set", "SDEI_LAYOUT@0=1", "--pause"], 2, "is one of the VM"),
+        (["get", "SDEI_LAYOUT@0"], 2, "is one of the VM"),
+        (["get", "SDEI_PE_STATE@"], 2, "'SDEI_PE_STATE@' is no register"),
+        (["get", "SDEI_PE_STATE@9"], 2, "there is no vCPU 9"),
+        (["get", "SDEI_PE_STATE@0", "--vcpu", "1"], 2, "is of vCPU 0, and --vcpu says 1"),
+        (["set", "SDEI_PE_STATE@0=1", "--vcpu", "1", "--pause"], 2, "is of vCPU 0, and --vcpu says 1"),
+        (["set", "SDEI_PE_STATE@0=1", "SDEI_PE_STATE@0=0"], 2, "SDEI_PE_STATE of vCPU 0 cannot be both '1' and '0'"),
+        (["set", "SDEI_PE_STATE=1", "sdei_pe_state@1=0", "--vcpu", "1"], 2, "of vCPU 1 cannot be both '1' and '0'"),
+        (["set", "SDEI_PE_STATE@0=1", "SDEI_PE_STATE@0=0x1"], 1, "of a VM that is running cannot be set"),
         (["set", "SDEI_EVENT_ENABLED=0x10", "--vcpu", "1", "--pause"], 2, "of vCPU 1: it has no bits 0x10"),
         (["set", "SDEI_EVENT_REGISTERED@0=0", "--pause"], 2, "event 0x0 is enabled, but not registered"),
         (["set", "SDEI_POWER@1=3", "SDEI_PE_STATE@1=1", "--pause"], 2, "vCPUs are turned on and off by the guest"),

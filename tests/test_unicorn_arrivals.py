@@ -74,8 +74,8 @@ WRITES = """
 
 
 @contextmanager
-def running(body: str, **config: int) -> Iterator[tuple[UnicornMachine, Console]]:
-    with UnicornMachine(MachineConfig(**{"vcpus": 1, "memory": 8 << 20, **config})) as machine:
+def running(body: str) -> Iterator[tuple[UnicornMachine, Console]]:
+    with UnicornMachine(MachineConfig(vcpus=1, memory=8 << 20)) as machine:
         console = Console(machine)
         machine.load(assemble(body))
         yield machine, console

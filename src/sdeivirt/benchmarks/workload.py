@@ -16,17 +16,19 @@ from pathlib import Path
 
 from ..guests import guest_path
 from ..machine import MachineConfig, open_machine
-from ..machine.base import EngineOptions, Machine
+from ..machine.base import PAGE_SIZE, EngineOptions, Machine
 from ..machine.qemu import QemuOptions
 from ..migration.channel import parse_uri
 from ..migration.source import Outgoing, SourceOptions
 from ..migration.status import Progress
+from .migrate_guests import fill
 from .qemu import LinuxFiles
 from .shell import Shell
 
 __all__ = ["Done", "Kit", "LinuxKit", "SmallKit", "Work"]
 
 BOOT_SECONDS = 240.0
+_STEP = 16 << 20  # of RAM's size
 _SPEED = 1  # of zstd: a snapshot is read as often as there are rounds
 
 
@@ -85,7 +87,7 @@ class Kit(ABC):
     def engine(self) -> EngineOptions | None:
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to close)
         """Nothing more is wanted."""
 
 
@@ -104,7 +106,6 @@ def _save(machine: Machine, file: Path, *, stay: bool) -> None:
 class SmallKit(Kit):
     """guests/tasks."""
 
-    MEMORY = 64 << 20
     steps = 20_000_000
 
     def __init__(self, kind: str) -> None:
@@ -114,18 +115,22 @@ class SmallKit(Kit):
     def engine(self) -> EngineOptions | None:
         return QemuOptions() if self.kind == "qemu" else None
 
-    def snapshot(self, work: Work, service: bool, file: Path) -> None:
+    def snapshot(self, work: Work, service: bool, file: Path, room: int = 0) -> None:
+        """With `room` more bytes of RAM that hold noise, which the work has nothing to do with."""
         words = (
             f"mem={work.walkers} comp={work.computers} pages={work.pages} spin={work.spin} cspin={work.steps} "
             f"async={'sdei' if service else 'off'}"
         )
-        config = MachineConfig(vcpus=1, memory=self.MEMORY, bootargs=words, engine=self.engine())
+        memory = (work.walkers * work.pages * PAGE_SIZE // _STEP + 2) * _STEP + room
+        config = MachineConfig(vcpus=1, memory=memory, bootargs=words, engine=self.engine())
         with open_machine(self.kind, config) as machine:
             shell = Shell(machine.type_in, lambda: machine.state == "stopped")
             machine.console = shell.feed
             machine.load(guest_path("tasks"))
             machine.start()
             shell.wait_for("ready\n", BOOT_SECONDS)
+            if room:
+                fill(machine, room)
             _save(machine, file, stay=False)
 
     def warm(self, shell: Shell, work: Work) -> None:

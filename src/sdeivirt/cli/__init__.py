@@ -52,9 +52,9 @@ _VERBS = {
     "completion": "completion:completion",
 }
 # Arguments that are no options are told as [ARGS] where they may be left out.
-_USAGES = {"migrate": "Usage: sdeivirt migrate [OPTIONS] [VM] [URI]"}
+_MORE = {"migrate": {"usage": "Usage: sdeivirt migrate [OPTIONS] [VM] [URI]"}}
 for _verb, _target in _VERBS.items():
-    app.command(f"{__name__}.{_target}", name=_verb, usage=_USAGES.get(_verb))
+    app.command(f"{__name__}.{_target}", name=_verb, **_MORE.get(_verb, {}))
 
 
 def _complain(message: str, hint: str) -> None:

@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from ..errors import UsageError
+from .options import OptionalSize
 
 if TYPE_CHECKING:
     from ..benchmarks.qemu import LinuxFiles
@@ -103,6 +104,107 @@ def pager(
     if not 1 <= rounds <= 1000:
         raise UsageError(f"{rounds} rounds cannot be measured", "1 to 1000 can; 5 is a good number")
     return _report(list(measure(rounds, quick, lambda what: print(what, file=sys.stderr, flush=True))), json_, check)
+
+
+@app.command
+def postcopy(
+    machine: Annotated[
+        Literal["unicorn", "qemu", "linux"], Parameter(help="Which guest is measured: the small one, or Linux.")
+    ] = "unicorn",
+    /,
+    *,
+    latency: Annotated[
+        list[float] | None, Parameter(help="Milliseconds for which a page is waited; 3.", consume_multiple=True)
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        Parameter(help="How many threads walk over memory, beside one that computes.", consume_multiple=True),
+    ] = None,
+    rounds: Annotated[int, Parameter(help="How often each pair is measured.")] = 5,
+    bandwidth: Annotated[OptionalSize, Parameter(help="The most that is sent in a second.")] = None,
+    prefetch: Annotated[int, Parameter(help="How many pages are asked for where one is needed.")] = 1,
+    background: Annotated[bool, Parameter(help="Send what nobody has asked for, too.", negative="")] = False,
+    sweep: Annotated[bool, Parameter(help="Latencies of 0.1 to 10 ms, 1 to 16 threads.", negative="")] = False,
+    quick: Annotated[bool, Parameter(help="Few pages: a look, not a figure.", negative="")] = False,
+    check: Annotated[bool, Parameter(help="Exit with 1 if a target is missed.", negative="")] = False,
+    kernel: Annotated[Path | None, Parameter(help="For linux: the Image that guests/linux/fetch.py makes.")] = None,
+    initrd: Annotated[Path | None, Parameter(help="For linux: its initrd.cpio.gz.")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw it: FILE.svg or FILE.png (needs the extra plot).")] = None,
+    json_: Annotated[Path | None, Parameter(name="--json", help="Write everything to this file; - prints it.")] = None,
+) -> int:
+    """Measure what asynchronous page faults are worth to a guest that works where it has gone to before its pages.
+
+    Each run is a post-copy between two processes, each figure is measured with them and without in turn.
+    """
+    from ..benchmarks.postcopy import SWEEP_LATENCIES, SWEEP_THREADS, PostcopyPlan, kit_for, measure
+
+    files = _linux_files("qemu" if machine == "linux" else machine, rounds, kernel, initrd)
+    if (files is not None) != (machine == "linux"):
+        raise UsageError("Linux needs its files, and nothing else does", "guests/linux/fetch.py; --kernel, --initrd")
+    if plot is not None:
+        from ..benchmarks.plot import check_plot, plot_postcopy
+
+        check_plot(plot)
+    _check_numbers(latency or [], threads or [], prefetch)
+    plan = PostcopyPlan(
+        latencies=tuple(each / 1e3 for each in latency or []) or (SWEEP_LATENCIES if sweep else (0.003,)),
+        threads=tuple(threads or (SWEEP_THREADS if sweep else ())),
+        rounds=rounds,
+        bandwidth=bandwidth,
+        rest=background,
+        prefetch=prefetch,
+        waiting=0.2 if quick else 0.5 if sweep else 1.5,
+        most=128 if quick else 512 if sweep else 1024,
+    )
+    found = measure(kit_for(machine, files), plan, lambda what: print(what, file=sys.stderr, flush=True))
+    if plot is not None:
+        plot_postcopy(found.points, plot)
+    _write_all(found.rows, found.points, json_)
+    return 1 if check and any(row.met is False for row in found.rows) else 0
+
+
+def _check_numbers(latencies: Sequence[float], threads: Sequence[int], prefetch: int) -> None:
+    """Raises UsageError for what cannot be measured."""
+    if not all(0 <= each <= 1000 for each in latencies):
+        raise UsageError("a latency is 0 to 1000 ms", "such as --latency 1 --latency 3")
+    if not all(1 <= each <= 32 for each in threads):
+        raise UsageError("1 to 32 threads walk over memory", "such as --threads 1 --threads 4")
+    if not 1 <= prefetch <= 512:
+        raise UsageError(f"{prefetch} pages cannot be fetched at once", "1 to 512 can")
+
+
+def _write_all(rows: Sequence[Row], points: Sequence[dict[str, Any]], json_: Path | None) -> None:
+    from ..benchmarks.report import render
+
+    if json_ is not None:
+        shown = [{**dataclasses.asdict(row), "met": row.met} for row in rows]
+        text = json.dumps({"rows": shown, "points": list(points)}, indent=2)
+        if str(json_) == "-":
+            print(text)
+            return
+        json_.write_text(text + "\n")
+    print(render(rows))
+
+
+@app.command(name="lazy-restore")
+def lazy_restore(
+    machine: Annotated[Literal["unicorn", "qemu"], Parameter(help="Which machine is measured.")] = "unicorn",
+    /,
+    *,
+    size: Annotated[list[int] | None, Parameter(help="MiB of memory; 64, 256 and 1024.", consume_multiple=True)] = None,
+    rounds: Annotated[int, Parameter(help="How often each is measured.")] = 5,
+    quick: Annotated[bool, Parameter(help="Less memory: a look, not a figure.", negative="")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> int:
+    """Measure how soon a guest that was saved goes on, and is done with some work: lazily, and after all was read."""
+    from ..benchmarks.lazy_restore import SIZES, measure
+
+    _linux_files(machine, rounds, None, None)
+    sizes = tuple(size or ((16, 64) if quick else SIZES))
+    if not all(4 <= each <= 4096 for each in sizes):
+        raise UsageError("4 to 4096 MiB of memory can be restored", "such as --size 64 --size 256")
+    rows = list(measure(machine, rounds, sizes, lambda what: print(what, file=sys.stderr, flush=True)))
+    return _report(rows, json_, False)
 
 
 @app.command

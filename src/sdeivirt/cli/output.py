@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -25,12 +25,23 @@ def show(*parts: RenderableType) -> None:
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     # On a terminal that is too narrow it is the terminal that breaks a line: nothing is left out.
     wide = console.options.update(width=_WIDEST)
+    for part in parts:
+        if isinstance(part, Table):
+            _keep_whole(console, wide, part)
     least = max((Measurement.get(console, wide, part).minimum for part in parts), default=0)
-    console.width = max(console.width, least)
+    console.size = ConsoleDimensions(max(console.width, least), console.height)
     with console.capture() as capture:
         console.print(*parts, sep="\n")
     # Tables pad their last column.
     print("\n".join(line.rstrip() for line in capture.get().rstrip().split("\n")))
+
+
+def _keep_whole(console: Console, wide: ConsoleOptions, made: Table) -> None:
+    """Columns that must not be broken are as wide as what they hold, and others as their longest word."""
+    for column in made.columns:
+        header, *cells = (Measurement.get(console, wide, cell) for cell in (column.header, *column.cells))
+        widths = (each.maximum if column.no_wrap else each.minimum for each in cells)
+        column.min_width = max(header.maximum, *widths, 0)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -274,7 +274,7 @@ class Commands:
         tls_hostname: str = "",
         stall_limit: int = 30_000,
         postcopy: int | None = None,
-        **flags: bool,
+        **flags: Any,
     ) -> object:
         options = SourceOptions(
             downtime=downtime_limit / 1000,

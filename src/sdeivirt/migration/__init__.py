@@ -5,9 +5,15 @@ The two sides:
 
 messages.py     what they say to each other
 source.py       the one that a guest leaves
+leaving.py      what its steps have in common
+precopy.py      all of the guest on its way
 passes.py       passes over RAM
 convergence.py  when to stop the guest, and when to hold it up
+handover.py     the word that lets it run there, and finding out whether it does
 destination.py  the one that it comes to
+receiving.py    all of the guest as it comes
+takeover.py     whether it is to run here, and whether the source knows
+door.py         who comes to a place that is taken
 detour.py       injections that come in the midst of it
 identity.py     which process the other side is, and whether it has ended
 status.py       how far it has got
@@ -20,6 +26,7 @@ pager.py        asks for them, and gives them to the machine
 arriving.py     the destination
 postcopy.py     the source
 pageserver.py   sends them, those that are asked for first
+pageframes.py   the frames of them
 lazy.py         the same out of a file, or from who serves one
 index.py        a file as a place to fetch single pages from
 served.py       serves it

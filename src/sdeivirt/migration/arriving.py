@@ -27,6 +27,7 @@ __all__ = ["PagesAhead", "Standstill"]
 _log = logging.getLogger(__name__)
 
 _TICK = 0.5
+_LAST_WORDS = 1.0
 _PATIENCE = 30.0  # for a source that has not heard that everything is here
 
 
@@ -81,7 +82,7 @@ class PagesAhead:
         self._machine = machine
         self._progress = progress
         self._wants = wants
-        self._pager = Pager(machine, wants, self._tell)
+        self._pager = Pager(machine, wants, self._tell, self._complete)
         self._standstill = standstill
         self._hint = hint
         self._source = source
@@ -90,6 +91,7 @@ class PagesAhead:
         self._wire: Wire | None = None
         self._next: Wire | None = None
         self._over = False
+        self._ended = threading.Event()
 
     @property
     def broken(self) -> bool:
@@ -108,6 +110,7 @@ class PagesAhead:
         try:
             self._go_through(wire, settle)
         finally:
+            self._ended.set()
             with self._changed:
                 self._over = True
             self._shut()
@@ -124,9 +127,10 @@ class PagesAhead:
         if wire is not None:
             if self._machine.state == "stopped":
                 try:
-                    wire.channel.stall = 1.0
-                    self._pager.enough(wire)
-                    wire.channel.finish()
+                    wire.channel.stall = _LAST_WORDS
+                    if self._wants.left:
+                        self._pager.enough(wire)
+                    self._ended.wait(_LAST_WORDS)  # when the source has answered
                 except (SdeivirtError, OSError) as error:
                     _log.debug("last words: %s", error)
             wire.channel.abort()
@@ -140,7 +144,6 @@ class PagesAhead:
                 settle(wire)
                 self._go_on()
                 self._pager.run(wire)
-                self._complete()
                 return
             except (SdeivirtError, OSError) as loss:
                 message = loss.message if isinstance(loss, SdeivirtError) else str(loss)
@@ -154,7 +157,6 @@ class PagesAhead:
             if self._wants.left:
                 self._stand_still(message)
             else:
-                self._complete()
                 deadline = deadline or time.monotonic() + _PATIENCE
             wire = self._await(deadline)
 
@@ -173,9 +175,8 @@ class PagesAhead:
         _log.warning("the connection to the source broke, and the guest stands still: %s", message)
 
     def _complete(self) -> None:
-        if self._progress.now.status != "completed":
-            self._tell()
-            self._progress.update(status="completed", error="", hint="")
+        self._tell()
+        self._progress.update(status="completed", error="", hint="")
 
     def _tell(self) -> None:
         tell_figures(self._machine, self._wants, self._progress)

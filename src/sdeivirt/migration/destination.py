@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The side that a guest comes to. See messages.py for what is said.
 
-Nothing runs here before the source has said CMIT; but where the source's process has
-died after it had sent everything, the guest goes on here: nobody else has it. (A source that lets it go on
-instead says so first, and does not before that is heard.)
-Until the source knows that it runs here, whoever asks is told so.
+A source is greeted, a machine is made of what it says, a thread fills that (receiving.py), has it run when the source
+says so (takeover.py), and sees to pages that come later (arriving.py).
 """
 
 from __future__ import annotations
@@ -13,27 +11,20 @@ import contextlib
 import importlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from .. import __version__
-from ..errors import MigrationError, SdeivirtError, StateError, StreamError
+from ..errors import MigrationError, SdeivirtError, StreamError
 from ..machine.base import PAGE_SIZE, Machine
-from ..registers.sections import rehearse
 from .arriving import PagesAhead, Standstill
 from .channel import Channel, Listener
-from .collector import read_section
 from .description import CONFIGURATION, Configuration, read_configuration
-from .detour import Answer, carry_out
-from .door import Door
-from .frames import damaged
-from .identity import Identity, is_dead
-from .lacking import read_map
-from .messages import Commit, Done, Failure, Hello, Kind, LetGo, Loaded, Ready, Running, Stage
-from .ram import PageDecoder
+from .identity import Identity
+from .messages import Failure, Hello, Kind, Running, Stage
+from .receiving import STALL, Receiving
 from .sections import Section
 from .status import Progress
-from .stream import Frame, Sections
+from .takeover import WORD_STALL, TakeOver
 from .wants import PREFETCH, Wants
 from .wire import RefusedError, Wire
 
@@ -41,14 +32,8 @@ __all__ = ["Incoming", "import_machines"]
 
 _log = logging.getLogger(__name__)
 
-_STALL = 60.0  # seconds without anything from the source: it may be held up by a bandwidth limit
-_HELLO_STALL = 5.0
-_WORD_STALL = 3.0  # ... once everything has come: then it is the source's turn, or it asks again
-_PATIENCE = 30.0  # for a source that has lost us between LOAD and CMIT
+_HELLO_STALL = 5.0  # seconds without anything from the source
 _LAST_WORDS = 15.0  # ... when the guest ends before the source knows that it has run here
-_GRACE = 1.0  # for a source that is being killed: a connection can be told of it first
-_LOOK = 0.05
-_TICK = 0.5
 
 
 class Incoming:
@@ -63,15 +48,11 @@ class Incoming:
         self._channel = channel
         self._wire: Wire
         self._hello: Hello
-        self._stage = Stage.NEW
-        self._door: Door | None = None  # once a guest is on its way
-        self._stays = False  # it was paused, and is to stay so
-        self._runs_since = 0.0
+        self._take_over: TakeOver | None = None  # once a guest is on its way, if not out of a file
         self._prefetch = prefetch
         self._wants: Wants | None = None  # the pages that come after the guest
         self.ahead: PagesAhead | None = None  # once it runs here
         self.standstill: Standstill | None = None
-        self._answers: tuple[Answer, ...] | None = None  # to what followed the guest; carried out once
         self._machine: Machine
         self._progress = Progress()
         self._thread: threading.Thread | None = None
@@ -95,9 +76,7 @@ class Incoming:
             channel = self._listener.accept(None)
             try:
                 configuration = self._greet(channel)
-                self._door = Door(
-                    self._listener, self._hello.migration, lambda: self._stage, lambda: self._wire.channel.abort()
-                )
+                self._take_over = TakeOver(self._wire, self._hello, self._listener)
                 return configuration
             except (SdeivirtError, OSError) as error:
                 channel.close()
@@ -125,7 +104,7 @@ class Incoming:
 
     def refuse(self, error: SdeivirtError) -> None:
         """The machine cannot be built here, or does not start. Without effect once it has."""
-        if self._listener is not None and self._stage is Stage.NEW and self._thread is None:
+        if self._listener is not None and self._take_over is not None and self._thread is None:
             self._wire.give_up(Failure(error.message, error.hint))
         self.close()
 
@@ -148,17 +127,8 @@ class Incoming:
 
     def check_settled(self) -> None:
         """Raise StateError where the source may still ask whether the guest runs here: nobody else could tell it."""
-        if self._listener is None or self._thread is None or not self._thread.is_alive():
-            return
-        if self._stage in (Stage.NEW, Stage.LOADED):
-            raise StateError("the guest has not come yet", "see `sdeivirt migrate VM --status`")
-        who = self._hello.who
-        known = who is not None and is_dead(who) is not None  # then it takes the guest back when we are gone
-        if self._stage is Stage.RUNNING and (known or time.monotonic() - self._runs_since < _PATIENCE):
-            raise StateError(
-                f"the source does not know yet that the guest runs here{f': {who}' if who is not None else ''}",
-                "wait until the two can reach each other, or until the source has ended",
-            )
+        if self._take_over is not None and self._thread is not None and self._thread.is_alive():
+            self._take_over.check_settled()
 
     def close(self) -> None:
         """End whatever goes on. Can be called twice.
@@ -167,55 +137,64 @@ class Incoming:
         """
         if self.ahead is not None:
             self.ahead.close()
-        elif self._stage is Stage.RUNNING and self._thread is not None:
+        elif self._take_over is not None and self._take_over.stage is Stage.RUNNING and self._thread is not None:
             self._thread.join(_LAST_WORDS)
-        if self._door is not None:
-            self._door.close()
+        if self._take_over is not None:
+            self._take_over.door.close()
         if self._listener is not None:
             self._listener.close()
-        wire = getattr(self, "_wire", None)
-        if wire is not None:
+        for wire in self._wires():
             wire.channel.abort()
         if self._thread is not None:
             self._thread.join()
-        if wire is not None:
+        for wire in self._wires():
             wire.channel.close()
+
+    def _wires(self) -> list[Wire]:
+        """The connection to the source, and the first one."""
+        first = getattr(self, "_wire", None)
+        return [wire for wire in (first, self._take_over.wire if self._take_over is not None else None) if wire]
 
     # -- the thread
 
     def _run(self) -> None:
+        take_over = self._take_over
+        receiving = Receiving(self._machine, self._wire, self._progress, self._prefetch, alive=take_over is not None)
         try:
-            self._receive()
-            paused = self._hear_the_word() if self._listener is not None else False
-            self._runs_since = time.monotonic()
-            self._stage = Stage.RUNNING
+            receiving.run()
+            wants = receiving.wants
+            paused = False
+            if take_over is not None:
+                paused = take_over.hear_the_word(receiving.stays, wants.left if wants is not None else 0)
+                take_over.runs()
             if not paused:
                 self._machine.resume()
         except BaseException as error:
-            self._fail(self._last_word(error))
+            self._fail(take_over.last_word(error) if take_over is not None else error)
             return
-        if self._wants is not None:
-            self._page_in(self._wants)
+        if take_over is not None and wants is not None:
+            self._page_in(wants, take_over)
             return
         self._progress.update(status="completed", remaining=0)
         self.arrived()
-        if self._listener is not None:
-            try:
-                self._settle()
-            except BaseException as error:
-                _log.warning("the source was not told that the guest runs here: %s", error)
-            finally:
-                self._listener.close()
-                self._wire.channel.close()
-        else:
+        if take_over is None:
             self._wire.channel.close()
+            return
+        assert self._listener is not None
+        try:
+            take_over.settle(self._machine)
+        except BaseException as error:
+            _log.warning("the source was not told that the guest runs here: %s", error)
+        finally:
+            self._listener.close()
+            take_over.wire.channel.close()
 
     def _fail(self, error: BaseException) -> None:
         if self._listener is not None and not isinstance(error, RefusedError):
-            self._wire.give_up(Failure(error.message if isinstance(error, SdeivirtError) else repr(error)))
+            self._wires()[-1].give_up(Failure(error.message if isinstance(error, SdeivirtError) else repr(error)))
         if self._listener is not None:
             self._listener.close()
-        if (wire := getattr(self, "_wire", None)) is not None:
+        for wire in self._wires():
             wire.channel.close()
         message = error.message if isinstance(error, SdeivirtError) else str(error) or type(error).__name__
         hint = error.hint if isinstance(error, SdeivirtError) else ""
@@ -227,191 +206,28 @@ class Incoming:
             error = MigrationError(f"{what}: {message}", hint)
         self._machine.abandon(error)
 
-    def _receive(self) -> None:
-        """RAM and state, to the last byte; the machine is paused then and could go on."""
-        machine, wire, progress = self._machine, self._wire, self._progress
-        wire.channel.stall = _STALL
-        standing = machine.standing()
-        stands = not machine.takes_early
-        if self._listener is not None:
-            wire.say(Kind.READY, Ready(stands))
-            with machine.lock:
-                rehearse(machine.firmware)
-        progress.update(status="active")
-        decoder = PageDecoder(machine.memory(), fresh=True)
-        sections = Sections(ram=machine.config.memory)
-        while not sections.complete:
-            frame = wire.next()
-            if standing.done():
-                standing.result()
-            if frame.kind in (b"PAGE", b"ZERO"):
-                decoder.apply(frame)
-            elif frame.kind == Kind.LACK and self._listener is not None and self._wants is None:
-                self._lack(frame)
-            elif frame.kind == b"PASS":
-                progress.update(passes=progress.now.passes + 1)
-            elif frame.kind == Kind.EARLY and not stands and self._listener is not None:
-                stands = self._take_early(frame)
-            elif frame.kind == Kind.STAY and self._listener is not None:
-                self._stays = True
-            else:
-                sections.feed(frame)
-            stats = decoder.stats
-            progress.update(
-                plain=stats.plain, zero=stats.zero, duplicate=stats.duplicate, bytes=wire.channel.received, remaining=0
-            )
-        assert sections.end is not None
-        if sections.end.pages != decoder.stats.pages:
-            raise damaged(frame, f"it tells of {sections.end.pages} pages, and {decoder.stats.pages} came")
-        if self._listener is None:
-            wire.check_end()
-        progress.update(status="device")
-        machine.load_state(sections.sections())
-
-    def _lack(self, frame: Frame) -> None:
-        """These pages come after the guest."""
-        self._machine.standing().result()
-        lacking = read_map(frame, self._machine.config.memory // PAGE_SIZE)
-        self._wants = Wants(lacking, self._prefetch)
-        self._machine.lack_pages(lacking[:], self._wants)
-
-    def _take_early(self, frame: Frame) -> bool:
-        """A section that comes early, or the end of these: whether it was."""
-        if frame.payload:
-            self._machine.load_early(read_section(frame))
-            return False
-        self._machine.standing().result()
-        self._wire.say(Kind.READY, Ready())
-        return True
-
-    # -- the hand-over
-
-    def _hear_the_word(self) -> bool:
-        """Say LOAD and wait for CMIT, over another connection if need be; whether the guest is to stay paused.
-
-        Raises MigrationError where the guest is not to run here.
-        """
-        self._stage = Stage.LOADED
-        self._wire.channel.stall = _WORD_STALL
-        try:
-            self._wire.say(Kind.LOADED, Loaded())
-            return self._wire.expect(Kind.COMMIT, Commit).paused or self._stays
-        except RefusedError:
-            raise
-        except (SdeivirtError, OSError) as error:
-            self._wire.channel.close()
-            loss = error
-        assert self._door is not None
-        source, dead = self._hello.who, False
-        began = time.monotonic()
-        while (waited := time.monotonic() - began) < _PATIENCE:
-            looks = source is not None and waited < _GRACE
-            wire = self._door.next(_LOOK if looks and not dead else _TICK)
-            if wire is not None:
-                paused = self._word(wire)
-                if paused is not None:
-                    return paused or self._stays
-            elif dead:  # and it would have been heard by now if it had said anything before that
-                return self._inherit()
-            else:
-                dead = source is not None and looks and is_dead(source) is True
-        raise MigrationError(f"the source did not say that the guest is to run here: {loss}", "it goes on there")
-
-    def _word(self, wire: Wire) -> bool | None:
-        """The word of a source that has come again: whether the guest is to stay paused; None if it did not come.
-
-        Raises RefusedError where the guest is not to run here.
-        """
-        self._wire = wire
-        try:
-            return wire.expect(Kind.COMMIT, Commit).paused
-        except RefusedError:
-            raise
-        except (SdeivirtError, OSError) as error:
-            _log.warning("%s was sent away: %s", wire.channel.peer, error)
-            wire.channel.close()
-            return None
-
-    def _inherit(self) -> bool:
-        """The source's process has ended, and nobody else has the guest: whether it is to stay paused."""
-        if self._wants is not None and self._wants.left:
-            raise MigrationError(
-                f"the source's process has ended, and with it {self._wants.left} pages of the guest",
-                "start it anew, or restore it from a file",
-            )
-        _log.warning("the source's process has ended; the guest had come whole, and goes on here")
-        return self._stays
-
-    def _last_word(self, error: BaseException) -> BaseException:
-        """Why the guest does not come, if its source has connected once more to say so."""
-        if self._door is None or isinstance(error, RefusedError):
-            return error
-        with contextlib.suppress(SdeivirtError, OSError):
-            while (wire := self._door.next(0.0)) is not None:
-                try:
-                    wire.next()
-                except RefusedError as refusal:
-                    return refusal
-                finally:
-                    wire.channel.close()
-        return error
-
-    def _page_in(self, wants: Wants) -> None:
+    def _page_in(self, wants: Wants, take_over: TakeOver) -> None:
         """It runs, and its pages follow."""
         assert self._listener is not None
-        assert self._door is not None
         self.standstill = Standstill(self._machine)
         shut = self._listener.close
         self.ahead = PagesAhead(
-            self._machine, self._progress, wants, self._hello.who, self._door.next, shut, self.standstill
+            self._machine, self._progress, wants, take_over.source, take_over.door.next, shut, self.standstill
         )
-        wire, tell = self._wire, True
+        tell = True
 
         def settle(wire: Wire) -> None:
             nonlocal tell
-            wire.channel.stall = _WORD_STALL
+            wire.channel.stall = WORD_STALL
             if tell:
                 tell = False
                 wire.say(Kind.RUNNING, Running())
-            self._let_go(wire)
-            self._stage = Stage.SETTLED
-            wire.channel.stall = _STALL
+            take_over.let_go(wire, self._machine)
+            take_over.stage = Stage.SETTLED
+            wire.channel.stall = STALL
 
         self.arrived()
-        self.ahead.run(wire, settle)
-
-    def _let_go(self, wire: Wire) -> None:
-        """What was injected at the source meanwhile."""
-        held = wire.expect(Kind.LET_GO, LetGo).held
-        if self._answers is None:
-            self._answers = tuple(carry_out(self._machine, each) for each in held)
-        wire.say(Kind.DONE, Done(self._answers))
-
-    def _settle(self) -> None:
-        """It runs. Tell the source, however often the connection breaks, until it knows or is no more."""
-        assert self._door is not None
-        wire: Wire | None = self._wire
-        self._wire.channel.stall = _WORD_STALL
-        tell = True
-        deadline = 0.0
-        while True:
-            if wire is not None:
-                try:
-                    if tell:
-                        wire.say(Kind.RUNNING, Running())
-                    self._let_go(wire)
-                    if self._stage is not Stage.SETTLED:
-                        self._stage, deadline = Stage.SETTLED, time.monotonic() + _PATIENCE
-                except (SdeivirtError, OSError) as error:
-                    _log.debug("settling: %s", error)
-                wire.channel.close()
-            if self._stage is Stage.SETTLED and (self._machine.state == "stopped" or time.monotonic() > deadline):
-                return  # the answers may be lost on their way, so it may ask for them once more
-            if self._hello.who is not None and is_dead(self._hello.who):
-                return
-            wire = self._door.next(_TICK)
-            if wire is not None:
-                self._wire, tell = wire, False
+        self.ahead.run(take_over.wire, settle)
 
 
 def import_machines() -> None:

@@ -139,7 +139,8 @@ class End(NamedTuple):
 def check_end(size: int, offset: int) -> None:
     """The state has ended at `offset`: a file of `size` bytes has to end there, too. Raises StreamError."""
     if size > offset:
-        raise StreamError(f"{size - offset:,} bytes follow the end of the state, at offset {offset:#x}", AGAIN)
+        more = "1 byte follows" if size == offset + 1 else f"{size - offset:,} bytes follow"
+        raise StreamError(f"{more} the end of the state, at offset {offset:#x}", AGAIN)
 
 
 def damaged(frame: Frame, why: str) -> StreamError:

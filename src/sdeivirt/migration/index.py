@@ -32,6 +32,7 @@ from .pages import (
     PLAIN,
     SAME,
     SKIPPED,
+    WINDOW_PAGES,
     ZEROES,
     ZSTD,
     check_entries,
@@ -154,7 +155,7 @@ class FileIndex:
         if configuration is None:
             raise damaged(frame, "it comes before the description of the machine")
         address, count, encoding = PAGES.unpack_from(head, FRAME.size)
-        if not 1 <= count <= 512 or length < PAGES.size + 2 * count or encoding not in (AS_THEY_ARE, ZSTD):
+        if not 1 <= count <= WINDOW_PAGES or length < PAGES.size + 2 * count or encoding not in (AS_THEY_ARE, ZSTD):
             return 0
         first = offset_in(frame, address, count, configuration.memory) // PAGE_SIZE
         table = os.pread(self._file.fileno(), 2 * count, at + FRAME.size + PAGES.size)

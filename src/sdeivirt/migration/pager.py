@@ -29,12 +29,19 @@ _BURST = 16  # frames that are taken before what they make wanted is asked for
 class Pager:
     """Gets the pages that `wants` lacks, for a machine that has been told to lack them."""
 
-    def __init__(self, machine: Machine, wants: Wants, tell: Callable[[], None] = lambda: None) -> None:
-        """`tell` is called now and then while pages come."""
+    def __init__(
+        self,
+        machine: Machine,
+        wants: Wants,
+        tell: Callable[[], None] = lambda: None,
+        complete: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`tell` is called now and then while pages come, `complete` once all are here."""
         self._machine = machine
         self._memory = machine.config.memory
         self._wants = wants
         self._tell = tell
+        self._complete = complete
         self._sending = threading.Lock()
         self._got = Got(0)
         self._taker = 0  # the thread that takes pages
@@ -55,6 +62,7 @@ class Pager:
         try:
             self._ask_now(wire)
             self._take(wire)
+            self._complete()
             self._enough(wire)
         except BaseException:
             wire.channel.abort()
@@ -107,11 +115,11 @@ class Pager:
         taken = told = 0
         heard = shown = time.monotonic()
         while self._wants.left:
-            before = wire.channel.received
+            before, begun = wire.channel.received, wire.has_more
             try:
                 frame = wire.next()
             except ChannelStalledError:
-                if wire.channel.received != before or self._wants.waited_for:
+                if begun or wire.channel.received != before or self._wants.waited_for:
                     raise
                 continue  # who sends little need not be dead
             self._supply(frame)

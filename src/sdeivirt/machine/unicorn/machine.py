@@ -497,8 +497,9 @@ class UnicornMachine(ThreadedMachine):
 
     @property
     def counter(self) -> int:
-        """What CNTVCT_EL0 goes on from. The machine is paused."""
-        assert self._counter is not None
+        """What CNTVCT_EL0 goes on from. The machine is paused; raises StateError where it has ended meanwhile."""
+        if self._counter is None:
+            raise StateError("the machine has ended", "there is nothing left of it")
         return self._counter
 
     def _go_on_counting(self) -> None:
