@@ -65,7 +65,8 @@ def _curves(axes: Any, points: Sequence[dict[str, Any]]) -> None:
         axes.plot(at, gains, marker="o", label=f"{walkers} memory + {computers} compute")
         axes.fill_between(at, low, high, alpha=0.15)
     axes.set_xscale("log")
-    axes.set_xticks([point["latency"] * 1e3 for point in points], [f"{p['latency'] * 1e3:g}" for p in points])
+    ticks = sorted({point["latency"] * 1e3 for point in points})
+    axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
     axes.set_xlabel("latency of a page (ms)")
     axes.legend()
 

@@ -53,7 +53,7 @@ class PostcopyPlan:
     bandwidth: float | None = None
     rest: bool = False
     prefetch: int = 1
-    waiting: float = 1.5
+    waiting: float = 1.6
     most: int = 1024
 
     @property

@@ -205,6 +205,7 @@ class HandOver:
                 raise _StrangerError(
                     f"who answers at {self._leaving.uri} now is another, and knows nothing of the guest"
                 )
+            self.taken_back = False  # it is there, so whoever said that it never will run the guest was wrong
             if stage is Stage.LOADED:
                 wire.say(Kind.COMMIT, Commit(self._leaving.was_paused))
                 wire.expect(Kind.RUNNING, Running)
