@@ -43,10 +43,14 @@ class Store:
         for first in range(0, len(pages), _BATCH):
             content = self._machine.evict_pages(pages[first : first + _BATCH], self)
             taken += len(content)
-            with self._condition:
-                self._pages |= content
-                self._condition.notify_all()
+            self.gets(content)
         return taken
+
+    def gets(self, content: dict[int, bytes]) -> None:
+        """These are pages that the machine lacks."""
+        with self._condition:
+            self._pages |= content
+            self._condition.notify_all()
 
     def take_some(self, pages: Sequence[int], chance: random.Random, count: int) -> int:
         return self.take(chance.sample(pages, count))

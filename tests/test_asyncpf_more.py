@@ -227,6 +227,27 @@ def test_a_block_whose_page_is_absent(flags: int) -> None:
     assert (scene.ring() if flags & WITH_RING else [scene.take()[1]]) == [token]
 
 
+@pytest.mark.parametrize("flags", [ENABLED, ENABLED | WITH_RING])
+def test_a_block_whose_page_comes_just_after_it_was_missed(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever brings it may have looked before the service says that it waits for that."""
+    scene = by_event(flags)
+    token, _ = tell(scene, 2)
+    scene.memory.absent.add(RAM)
+    read = scene.memory.read
+
+    def read_too_early(address: int, size: int) -> bytes | None:
+        found = read(address, size)
+        if found is None:
+            scene.memory.absent.clear()
+            assert not scene.apf.blocked  # so nobody tries again
+        return found
+
+    monkeypatch.setattr(scene.memory, "read", read_too_early)
+    scene.ready(token)
+    assert scene.interrupts() == 1
+    assert (scene.ring() if flags & WITH_RING else [scene.take()[1]]) == [token]
+
+
 def test_a_wake_all_answers_what_the_guest_has_just_read() -> None:
     scene = by_ppi()
     token = scene.fault()

@@ -10,6 +10,7 @@ import pytest
 from sdeivirt.errors import StateError
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE, ExitReason
 
+from .control_support import wait_until
 from .machine_support import KINDS, Console, boot
 from .pages_support import Store
 
@@ -88,3 +89,103 @@ def test_nothing_is_lost_when_pages_go_and_come(kind: str, vcpus: int) -> None:
         assert machine.absent_count == 0
         ram = machine.memory()[AREA - RAM_BASE :].cast("Q")
         assert {ram[i * PAGE_SIZE // 8] for i in range(PAGES)} == {passes * vcpus}
+
+
+RESETS_ITSELF = """
+    ldr x26, =0x40400000
+    ldr x25, [x26]
+    ldr x26, =0x40300000
+    say 'B'
+    say 10
+1:  ldr x25, [x26]
+    cbz x25, 1b
+    call SYSTEM_RESET
+    b .
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reset_brings_ram_that_is_all_there(kind: str) -> None:
+    with boot(kind, RESETS_ITSELF, memory=16 << 20, restart=True) as machine:
+        console = Console(machine)
+        machine.start()
+        console.shows("B\n")
+        page = (AREA - RAM_BASE) // PAGE_SIZE
+        with Store(machine) as store:
+            store.held = {page}  # it never comes
+            assert store.take([page])
+            machine.memory()[0x4030_0000 - RAM_BASE] = 1
+            console.shows("B\nB\n")
+            assert not machine.absent_count
+            assert not any(machine.absent())
+
+
+ENABLES = """
+    ldr x0, =0x86000002
+    mov x1, #4
+    ldr x2, =0x40300001
+    mov x3, #0
+    hvc #0
+    ldr x26, =0x40400000
+    cbnz x0, .
+    say 'E'
+    say 10
+1:  ldr x25, [x26]
+    mov x24, #0x10000
+2:  subs x24, x24, #1
+    b.ne 2b
+    b 1b
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kernel_is_not_told_of_its_own_fault(kind: str) -> None:
+    with boot(kind, ENABLES, memory=16 << 20) as machine:
+        console = Console(machine)
+        machine.start()
+        console.shows("E\n")
+        state = machine.firmware.pes[0].async_pf
+        assert state is not None
+        machine.memory()[0x4030_0000 - RAM_BASE :][:8] = bytes(8)  # the guest has taken the wake-all
+        with Store(machine) as store:
+            page = (AREA - RAM_BASE) // PAGE_SIZE
+            store.held = {page}
+            wait_until(lambda: store.take([page]))  # one that is touched just then stays
+            wait_until(lambda: state.waits)
+            assert not state.told
+            assert not machine.demand_figures().told
+
+
+TAKES_EVENTS = """
+    take_event handler
+    ldr x26, =0x40400000
+    say 'R'
+    say 10
+1:  ldr x25, [x26]
+    mov x24, #0x10000
+2:  subs x24, x24, #1
+    b.ne 2b
+    b 1b
+handler:
+    say 'H'
+    mov x1, #0
+    call SDEI_COMPLETE
+    b .
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vcpu_that_waits_for_a_page_takes_events(kind: str) -> None:
+    with boot(kind, TAKES_EVENTS, memory=16 << 20) as machine:
+        console = Console(machine)
+        machine.start()
+        console.shows("R\n")
+        with Store(machine) as store:
+            page = (AREA - RAM_BASE) // PAGE_SIZE
+            store.held = {page}
+            wait_until(lambda: store.take([page]))
+            store.waits_for(1)
+            for count in (1, 2):
+                machine.inject(0, 0)
+                console.shows("R\n" + count * "H")
+            assert machine.absent_count == 1

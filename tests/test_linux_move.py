@@ -121,7 +121,7 @@ class MovingLinux:
                 (event.number, handler.vcpu): handler.completed
                 for event in self.status().events
                 for handler in event.handlers
-                if handler.vcpu is not None
+                if event.number in EVENTS and handler.vcpu is not None
             }
 
         wanted = {(event, vcpu): self._injected[event, vcpu] for event in EVENTS for vcpu in range(VCPUS)}

@@ -64,7 +64,7 @@ def test_a_frame_that_is_being_sent_is_finished_and_the_reason_follows_it() -> N
         giving_up = background(lambda: wire.give_up(Failure("there is a reason", "and a hint")))
         with pytest.raises(RefusedError, match="this side gave up: there is a reason") as caught:
             theirs.next()
-        assert caught.value.hint == "and a hint"
+        assert caught.value.hint == "at this side: and a hint"
         other.close()
         assert giving_up.result(LIMIT) is True
 

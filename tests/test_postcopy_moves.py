@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sdeivirt.migration.status import MigrationStatus
 
 from .control_support import VmProcess, cli, wait_until
 from .frame_proxy import BACK, FORTH, Act, Direction, Fault, FrameProxy, Part
+from .machine_support import KINDS, NEEDS_QEMU
 from .migration_scene import GONE, Watch, runs
 from .mover_support import Injector, Mover, check_counts
 from .tls_support import Authority, needs_openssl
@@ -61,7 +63,7 @@ class Behind:
             self.mover.until("MOVER runs")
             self.there.wait_err("waiting for a guest")
             self.before = self.mover.beat()
-            self.proxy = FrameProxy(self.uri, f"unix:{runtime}/proxy.sock", fault, self.kill)
+            self.proxy = FrameProxy(self.uri, f"unix:{runtime}/proxy.sock", fault, self.kill, self.end)
         except BaseException as error:
             self.mover.__exit__(type(error), error, error.__traceback__)
             raise
@@ -70,6 +72,13 @@ class Behind:
         vm = self.here if side == "source" else self.there
         vm.signal(signal.SIGKILL)
         vm.process.wait()
+
+    def end(self, side: str) -> None:
+        """Have a side end its VM; its guest stands still when this returns."""
+        vm = self.here if side == "source" else self.there
+        with VmClient(vm.path.name) as client:
+            client.execute("quit")
+        wait_until(lambda: not runs(vm), f"{side} runs on")
 
     def start(self, bandwidth: int = SLOW, postcopy: int = 0) -> None:
         """Have it go."""
@@ -179,7 +188,23 @@ def test_every_fault_at_every_step(fault: Fault, runtime: Path) -> None:
     go_through(runtime, fault)
 
 
-@pytest.mark.parametrize(("kind", "postcopy"), [("unicorn", 0), ("unicorn", 2), ("qemu", 0), ("qemu", 1)])
+EVERY_NIGHT = pytest.mark.nightly
+QEMU = [NEEDS_QEMU, pytest.mark.qemu]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=QEMU if n == 3 else [*QEMU, EVERY_NIGHT]) for n, fault in enumerate(SAMPLE)],
+    ids=str,
+)
+def test_a_broken_connection_to_a_qemu(fault: Fault, runtime: Path) -> None:
+    go_through(runtime, fault, "qemu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "postcopy"),
+    [("unicorn", 0), ("unicorn", 2), pytest.param("qemu", 0, marks=QEMU), pytest.param("qemu", 1, marks=QEMU)],
+)
 def test_the_guest_goes_on_before_its_pages_are_there(kind: str, postcopy: int, runtime: Path) -> None:
     with Behind(runtime, None, kind) as scene, Watch("vm", "there"):
         injector = Injector(lambda: scene.mover.name, seed=1, vcpus=2, moved=GONE)
@@ -278,6 +303,17 @@ def test_the_source_is_asked_to_end_and_sends_everything_first(runtime: Path) ->
         scene.mover.quit()
 
 
+@pytest.mark.parametrize(("direction", "word"), [(BACK, "RUNS"), (FORTH, "LETG"), (BACK, "DONE"), (BACK, "LACK")])
+def test_the_guest_ends_before_it_is_known_which_pages_it_lacks(direction: Direction, word: str, runtime: Path) -> None:
+    """It has been there, and nobody needs its pages any more: it is not lost, and the source ends at once."""
+    with Behind(runtime, Fault(Act.END_DESTINATION, direction, word)) as scene, Watch("vm", "there"):
+        scene.start(bandwidth=1 << 16)
+        scene.proxy.wait_fault()
+        assert scene.here.wait() == 0, scene.here.err
+        assert "its guest has moved to" in scene.here.err
+        assert scene.there.wait() == 0, scene.there.err
+
+
 def test_the_guest_ends_before_its_pages_have_come(runtime: Path) -> None:
     with Behind(runtime) as scene:
         scene.start(bandwidth=1 << 16)
@@ -290,8 +326,9 @@ def test_the_guest_ends_before_its_pages_have_come(runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [None, Fault(Act.CUT, FORTH, "PAGE", 2, Part.PAYLOAD)], ids=str)
-def test_every_byte_of_a_paused_guest_arrives(fault: Fault | None, runtime: Path) -> None:
-    with Behind(runtime, fault) as scene:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_byte_of_a_paused_guest_arrives(kind: str, fault: Fault | None, runtime: Path) -> None:
+    with Behind(runtime, fault, kind) as scene:
         with VmClient("vm") as client:
             client.pause()
         cli(runtime, "save", "vm", str(runtime / "before"), "--stay")
@@ -341,3 +378,29 @@ def test_what_makes_no_sense_is_refused(runtime: Path) -> None:
         cli(runtime, "run", "--guest", "listen", "--prefetch", "4", code=2)
         with VmClient("vm") as client:
             assert client.execute("query-status")["running"]
+
+
+@NEEDS_QEMU
+@pytest.mark.qemu
+@pytest.mark.parametrize("words", [("--", "-device", "virtio-rng-pci"), ("--gdb",)], ids=["devices", "gdb"])
+def test_a_guest_whose_devices_could_not_wait_is_refused(words: tuple[str, ...], runtime: Path) -> None:
+    """Before anything is said to the destination; it runs on, and can move whole."""
+    guest = ("--machine", "qemu", "--guest", "listen", "--append", "idle=spin")
+    with VmProcess(runtime, *guest, *words) as vm, socket.socket(socket.AF_UNIX) as listener:
+        vm.wait_out("listening")
+        listener.bind(str(runtime / "there"))
+        listener.listen()
+        listener.setblocking(False)
+        for way in ("--postcopy", "--postcopy-after=1"):
+            said = cli(runtime, "migrate", "vm", f"unix:{runtime}/there", way, code=1).stderr
+            assert "cannot wait for a page" in said
+            assert "without --postcopy" in said
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        with VmClient("vm") as client:
+            assert client.execute("query-status")["running"]
+            assert client.execute("query-migrate")["status"] == "none"
+        cli(runtime, "save", "vm", str(runtime / "guest.sdei"))
+        assert vm.wait() == 0
+    said = cli(runtime, "restore", "--lazy", str(runtime / "guest.sdei"), *words, code=1).stderr
+    assert "without --lazy" in said

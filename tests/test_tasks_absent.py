@@ -8,11 +8,15 @@ import struct
 
 import pytest
 
-from sdeivirt.machine.base import PAGE_SIZE, Machine
+from sdeivirt.machine import open_machine
+from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE, Machine
+from sdeivirt.migration.detour import HeldInjections
 
+from .asyncpf_support import WAKE_ALL
+from .control_support import wait_until
 from .machine_support import KINDS
 from .pages_support import Store
-from .test_tasks import ASYNC, Tasks, checksums
+from .test_tasks import ASYNC, Lines, Tasks, checksums
 
 pytestmark = pytest.mark.machine
 
@@ -101,6 +105,41 @@ def test_pages_that_go_again_and_again(kind: str, mode: str, expected: list[str]
         assert [line for line in expected if line not in guest.console.text] == []
         guest.runs = 1
         guest.end()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_guest_is_told_on_its_arrival_is_not_lost(kind: str, expected: list[str]) -> None:
+    """No page is there when its state comes, not even those with the control blocks."""
+    with Tasks(kind, f"{WORK} async=ppi ring=1 refuse=0", vcpus=2) as guest:
+        guest.console.shows("ready\n")
+        here = guest.machine
+        here.pause()
+        sections, ram = here.save_state(HeldInjections()), bytes(here.memory())
+        with open_machine(kind, here.config) as there:
+            console = Lines(there)
+            there.start_incoming()
+            there.standing().result()
+            with Store(there, 0.002) as store:
+                pages = {page: ram[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] for page in range(len(ram) // PAGE_SIZE)}
+                store.gets(pages)
+                store.held = set(pages)
+                there.lack_pages(bytearray(b"\1" * len(pages)), store)
+                there.load_state(sections)
+                store.release()
+                # The pages with the control blocks are wanted by the host itself.
+                wait_until(lambda: not any(pe.async_pf and pe.async_pf.ready for pe in there.firmware.pes))
+                there.resume()
+                there.type_in(b"g")
+                console.shows_line("summary run=1 ")
+            assert [line for line in expected if line not in console.text] == []
+            for pe in there.firmware.pes:
+                state = pe.async_pf
+                assert state is not None
+                block = state.address - RAM_BASE
+                assert 2 <= state.head < 128  # with those of the first ENABLE and of the move, and it did not go round
+                ring = struct.unpack_from(f"<{state.head}I", there.memory(), block + 64)
+                assert WAKE_ALL == ring[0] == ring[1]
+                assert all(ring)
 
 
 def test_a_seeded_machine_is_told_at_the_same_instruction() -> None:

@@ -232,9 +232,9 @@ class AsyncPf:
 
     def _fill_mailbox(self, pe: Pe, state: PeFaults) -> None:
         block = ControlBlock(self._memory, state.address)
-        if not self._mailbox_is_empty(state, block):
-            self.blocked |= block.mailbox() is None
-        elif state.ready and block.post(Reason.READY, state.ready[0]):
+        if block.mailbox() is None:
+            self.blocked = True  # and only then look again: whoever brings the page looks at this after it
+        if self._mailbox_is_empty(state, block) and state.ready and block.post(Reason.READY, state.ready[0]):
             state.answered += state.ready.pop(0) != WAKE_ALL
             state.unacknowledged = True
             self.interrupts |= pe.bit
@@ -243,7 +243,9 @@ class AsyncPf:
         block = ControlBlock(self._memory, state.address)
         tail = block.tail()
         if tail is None:
-            self.blocked = True
+            self.blocked = True  # as above
+            tail = block.tail()
+        if tail is None:
             return
         if state.mailbox in state.ready:
             self._mailbox_is_empty(state, block)  # it may have been refused

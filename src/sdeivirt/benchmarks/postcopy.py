@@ -204,7 +204,7 @@ class _Bench:
             (point.with_ if service else point.without).append(run)
         off, on = point.without[-1], point.with_[-1]
         told = "" if on.done.told is None else f", {on.done.told} faults told, {on.done.refused} refused"
-        self._say(f"  {point.work}: {off.done.seconds:.2f} s without, {on.done.seconds:.2f} s with{told}")
+        self._say(f"  {point.work}{point.how}: {off.done.seconds:.2f} s without, {on.done.seconds:.2f} s with{told}")
 
     def _behind(self, work: Work, service: bool, latency: float) -> Run:
         run = run_behind(self._kit, self._snapshot(work, service), work, self._plan.link(latency))

@@ -54,8 +54,12 @@ class Point:
 
     @property
     def label(self) -> str:
-        kernel = ", touched by the kernel" if self.work.kernel else ""
-        return f"{self.name}, {self.latency * 1e3:g} ms: {self.work}{kernel}"
+        return f"{self.name}, {self.latency * 1e3:g} ms: {self.work}{self.how}"
+
+    @property
+    def how(self) -> str:
+        """Who touches the pages, where it is not the threads themselves."""
+        return ", touched by the kernel" if self.work.kernel else ""
 
     def _pairs(self) -> list[tuple[float, float]]:
         return [(off.done.seconds, on.done.seconds) for off, on in zip(self.without, self.with_, strict=True)]

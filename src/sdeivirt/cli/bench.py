@@ -153,7 +153,7 @@ def postcopy(
         bandwidth=bandwidth,
         rest=background,
         prefetch=prefetch,
-        waiting=0.2 if quick else 0.5 if sweep else 1.6,
+        waiting=0.2 if quick else 0.5 if sweep else 0.8 if machine == "linux" else 1.6,
         most=128 if quick else 512 if sweep else 1024,
     )
     found = measure(kit_for(machine, files), plan, lambda what: print(what, file=sys.stderr, flush=True))

@@ -114,7 +114,7 @@ class PagedMachine(Machine):
             return None
         ram, at = self.memory(), address - RAM_BASE
         if self.demand is None:
-            return bytes(ram[at : at + size])
+            return bytes(ram[at : at + size]) if self._has_come(at, size) else None
         with self.demand.lock:
             return bytes(ram[at : at + size]) if self.demand.reach(address, size) else None
 
@@ -125,6 +125,8 @@ class PagedMachine(Machine):
             return False
         ram, at = self.memory(), address - RAM_BASE
         if self.demand is None:
+            if not self._has_come(at, size):
+                return False
             ram[at : at + size] = data
         else:
             with self.demand.lock:
@@ -132,6 +134,10 @@ class PagedMachine(Machine):
                     return False
                 ram[at : at + size] = data
         self._written(address, size)
+        return True
+
+    def _has_come(self, _offset: int, _size: int) -> bool:
+        """Whether that part of RAM is here, where there is no :attr:`demand` that would know."""
         return True
 
     @abstractmethod

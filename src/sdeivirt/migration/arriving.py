@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _TICK = 0.5
 _LAST_WORDS = 1.0
+_NEWS = 15.0  # ... for a source that does not know yet that the guest has run here
 _PATIENCE = 30.0  # for a source that has not heard that everything is here
 
 
@@ -90,6 +91,7 @@ class PagesAhead:
         self._changed = threading.Condition()
         self._wire: Wire | None = None
         self._next: Wire | None = None
+        self._known = source is None  # that the guest runs here, or it is nobody's concern
         self._over = False
         self._ended = threading.Event()
 
@@ -120,19 +122,21 @@ class PagesAhead:
 
     def close(self) -> None:
         """The VM has ended: whatever is still to come, nobody needs it."""
+        if self._machine.state == "stopped":
+            try:
+                self._pager.enough()
+            except (SdeivirtError, OSError) as error:
+                _log.debug("last words: %s", error)
+            if not self._known:
+                self._ended.wait(_NEWS)  # if the connection breaks it comes again
         with self._changed:
             self._over = True
             wire = self._wire
             self._changed.notify_all()
         if wire is not None:
             if self._machine.state == "stopped":
-                try:
-                    wire.channel.stall = _LAST_WORDS
-                    if self._wants.left:
-                        self._pager.enough(wire)
-                    self._ended.wait(_LAST_WORDS)  # when the source has answered
-                except (SdeivirtError, OSError) as error:
-                    _log.debug("last words: %s", error)
+                wire.channel.stall = _LAST_WORDS
+                self._ended.wait(_LAST_WORDS)  # when the source has answered
             wire.channel.abort()
 
     def _go_through(self, wire: Wire | None, settle: Callable[[Wire], None]) -> None:
@@ -142,6 +146,7 @@ class PagesAhead:
                 self._wire = wire
             try:
                 settle(wire)
+                self._known = True
                 self._go_on()
                 self._pager.run(wire)
                 return
@@ -169,6 +174,8 @@ class PagesAhead:
         self._standstill.end()
 
     def _stand_still(self, message: str) -> None:
+        if self._machine.state == "stopped":
+            return
         self._standstill.begin()
         self._tell()
         self._progress.update(status="postcopy-paused", error=message, hint=self._hint)
@@ -207,11 +214,12 @@ class PagesAhead:
                 wire, self._next = self._next, None
                 if wire is not None or self._over:
                     return wire
+            stopped = self._machine.state == "stopped"
             if self._source is not None and is_dead(self._source):
-                if self._wants.left:
+                if self._wants.left and not stopped:
                     self._lose()
                 return None
-            if self._machine.state == "stopped" or (deadline is not None and time.monotonic() > deadline):
+            if (stopped and self._known) or (deadline is not None and time.monotonic() > deadline):
                 return None
 
     def _lose(self) -> None:

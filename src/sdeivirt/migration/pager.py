@@ -45,25 +45,32 @@ class Pager:
         self._sending = threading.Lock()
         self._got = Got(0)
         self._taker = 0  # the thread that takes pages
-        self._wire: Wire | None = None
+        self._wire: Wire | None = None  # on which it is known what is lacking
+        self._enough = False  # nobody needs what is still to come
 
     def run(self, wire: Wire) -> None:
-        """Until no page is lacking, and the other side knows. Raises MigrationError where the connection breaks."""
+        """Until no page is lacking, or enough() was called, and the other side knows.
+
+        Raises MigrationError where the connection breaks.
+        """
         wants = self._wants
         wants.again()
         wire.read_ahead()
         self._got = Got(0)
         with self._sending:
             wire.send(Kind.LACK, pack_map(wants.map()))
+            self._wire = wire
+            if self._enough:
+                wire.send(Kind.HAVE)
         mouth = threading.Thread(target=self._ask, args=(wire,), name="pager", daemon=True)
         mouth.start()
-        self._taker, self._wire = threading.get_ident(), wire
+        self._taker = threading.get_ident()
         wants.hurry = self._hurry
         try:
             self._ask_now(wire)
-            self._take(wire)
-            self._complete()
-            self._enough(wire)
+            if self._take(wire):
+                self._complete()
+                self._farewell(wire)
         except BaseException:
             wire.channel.abort()
             raise
@@ -72,13 +79,21 @@ class Pager:
             wants.stop()
             mouth.join()
 
-    def enough(self, wire: Wire) -> None:
-        """Nobody needs the pages any more that are still to come: say so, from another thread than :meth:`run`'s."""
-        with self._sending:
-            wire.send(Kind.HAVE)
+    def enough(self) -> None:
+        """Nobody needs the pages any more that are still to come: have :meth:`run` say so. From another thread.
 
-    def _enough(self, wire: Wire) -> None:
-        self.enough(wire)
+        Raises ChannelError.
+        """
+        with self._sending:
+            if not self._enough:
+                self._enough = True
+                if self._wire is not None and self._wants.left:
+                    self._wire.send(Kind.HAVE)
+
+    def _farewell(self, wire: Wire) -> None:
+        with self._sending:
+            if not self._enough:
+                wire.send(Kind.HAVE)
         while (frame := wire.next()).kind != Kind.HAVE:
             self._supply(frame)  # it was on its way, and is not needed
 
@@ -111,7 +126,8 @@ class Pager:
         except (SdeivirtError, OSError):  # who receives will find out
             wire.channel.abort()
 
-    def _take(self, wire: Wire) -> None:
+    def _take(self, wire: Wire) -> bool:
+        """Take pages as they come; False where no more are needed."""
         taken = told = 0
         heard = shown = time.monotonic()
         while self._wants.left:
@@ -122,6 +138,8 @@ class Pager:
                 if begun or wire.channel.received != before or self._wants.waited_for:
                     raise
                 continue  # who sends little need not be dead
+            if self._enough and frame.kind == Kind.HAVE:
+                return False
             self._supply(frame)
             taken += len(frame.payload)
             if not wire.has_more or frame.number % _BURST == 0:
@@ -136,6 +154,7 @@ class Pager:
                 with self._sending:
                     wire.send(Kind.GOT, self._got._replace(taken=taken).pack())
         self._tell()
+        return True
 
     def _supply(self, frame: Frame) -> None:
         """The pages of a frame. Raises StreamError for any other."""

@@ -48,6 +48,8 @@ class Outgoing:
     def __init__(self, machine: Machine, uri: Uri, options: SourceOptions, progress: Progress) -> None:
         if uri.scheme == "file" and options.postcopy is not None:
             raise UsageError("a file has all pages of a guest, or none", "leave out --postcopy")
+        if options.postcopy is not None:
+            machine.check_post_copy()
         self._leaving = Leaving(machine, uri, options, progress)
         self._hand_over = HandOver(self._leaving)
         self._quit = Interrupt("the migration")  # seen between two frames, and by all that waits

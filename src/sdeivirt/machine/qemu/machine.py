@@ -154,10 +154,13 @@ class QemuMachine(MovableMachine):
 
     def check_post_copy(self) -> None:
         super().check_post_copy()
-        if self.options.arguments or self.options.gdb:
+        self._all_can_wait()
+
+    def _all_can_wait(self) -> None:
+        if self.has_devices:
             raise StateError(
                 "devices and debuggers that were given to QEMU access RAM by themselves, and cannot wait for a page",
-                "move the guest without --postcopy",
+                "move the guest without --postcopy, or restore it without --lazy",
             )
 
     async def _device_ranges(self) -> list[tuple[int, int]]:
@@ -279,9 +282,10 @@ class QemuMachine(MovableMachine):
         """A command that stops the guest or lets it go on, with all that it leads to."""
 
         async def execute(process: QemuProcess, moving: Moving) -> None:
-            if command == "cont":
-                moving.thaw()
-            await process.execute(command)
+            async with moving.run_state:
+                if command == "cont":
+                    moving.thaw()
+                await process.execute(command)
 
         await self._on_qemu(execute)
 
@@ -490,6 +494,8 @@ class QemuMachine(MovableMachine):
         """What QEMU tells of, be it our doing or that of whoever talks to its own QMP socket."""
         async for message in process.events:
             name = message["event"]
+            if self._moving is not None and self._moving.overlooks(str(name)):
+                continue
             if name in ("STOP", "RESUME"):
                 self._paused = name == "STOP"
                 if self._paused:

@@ -112,8 +112,22 @@ class MovableMachine(LoopedMachine):
         self._unlogged(dirtying.log)
         return self._needs_demand().evict(pages, source, dirtying.flush)
 
+    @abstractmethod
+    def _all_can_wait(self) -> None:
+        """Raises StateError where something accesses RAM past stage 2, where no page can be waited for."""
+
     def _lack(self, absent: bytearray, source: PageSource) -> None:
+        self._all_can_wait()
         self._lacking = absent, source  # there are no tables before the state has come
+
+    def _has_come(self, offset: int, size: int) -> bool:
+        if self._lacking is None:
+            return True
+        absent, source = self._lacking
+        lacking = [page for page in range(offset // PAGE_SIZE, -(-(offset + size) // PAGE_SIZE)) if absent[page]]
+        for page in lacking:
+            source.want(page)
+        return not lacking
 
     def _attach_demand(self) -> None:
         """A QEMU with its tables is there."""

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from qemu.qmp import QMPError
 
 from ...errors import MigrationError, StreamError
 from ...migration.sections import Section, pack, unpack
+from ...sdei.model import bits
 from .block import Block
 from .console import Console
 from .layout import Global
@@ -55,18 +58,53 @@ class Moving:
         self._saving: asyncio.Task[list[Section]] | None = None
         self._incoming: Incoming | None = None
         self._early: tuple[MonitorState, Block] | None = None
+        self._ours_alone: list[str] = []  # what QEMU is about to tell of that is nobody else's concern
+        self.run_state = asyncio.Lock()  # of who has QEMU stop the guest or let it go on
 
     # -- out
 
     async def prepare(self, apart: bool) -> list[Section]:
         """Have QEMU give what it can while the guest runs; if `apart`, that. Raises MigrationError, QemuDiedError."""
         await self.keep()
+        if self._machine.state == "paused":
+            await self._wake()
         self._outgoing = Outgoing(self._process)
         ahead = await self._outgoing.ahead()
         if not apart:
             self._ahead = ahead
             return []
         return [self._monitor(), self._us(), pack("qemu-devices", DevicesState(ahead))]
+
+    async def _wake(self) -> None:
+        """QEMU gives no state that it has given before, if the guest has not gone on since: have it do so.
+
+        It comes no further than to the monitor: each vCPU is kicked before, and nobody is answered.
+        """
+        machine, process = self._machine, self._process
+        async with self.run_state:
+            status: Any = await process.execute("query-status")
+            if status["status"] != "postmigrate":
+                return
+            self._settle()
+            try:
+                for vcpu in bits(machine.online()):
+                    await machine.gic.repair(vcpu)
+                machine.gic.settle()
+                self._ours_alone = ["RESUME", "STOP"]
+                await process.execute("cont")
+                await process.execute("stop")
+            except QMPError as error:
+                self._ours_alone.clear()
+                raise MigrationError(f"QEMU cannot give its devices' state again: {error}") from error
+            finally:
+                self.thaw()
+
+    def overlooks(self, event: str) -> bool:
+        """Whether QEMU tells of what :meth:`_wake` does, and nothing has become of the guest."""
+        if not self._ours_alone or self._ours_alone[0] != event:
+            return False
+        del self._ours_alone[0]
+        return True
 
     async def stop(self) -> None:
         """Have QEMU stop the guest, and begin at once to write down its state. Raises MigrationError, QemuDiedError."""
