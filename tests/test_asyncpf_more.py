@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import msgspec
@@ -246,6 +247,40 @@ def test_a_block_whose_page_comes_just_after_it_was_missed(flags: int, monkeypat
     scene.ready(token)
     assert scene.interrupts() == 1
     assert (scene.ring() if flags & WITH_RING else [scene.take()[1]]) == [token]
+
+
+@pytest.mark.parametrize("flags", [ENABLED, ENABLED | WITH_RING])
+def test_a_block_whose_page_goes_between_a_look_and_a_write(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what is told stands there half, and it is told once the page has come back."""
+    scene = by_event(flags)
+    token, _ = tell(scene, 2)
+    write = scene.memory.write
+
+    def too_late(_address: int, _data: bytes) -> bool:
+        return False
+
+    monkeypatch.setattr(scene.memory, "write", too_late)
+    scene.ready(token)
+    assert scene.apf.blocked
+    assert scene.interrupts() == 0
+    monkeypatch.setattr(scene.memory, "write", write)
+    scene.apf.retry()
+    assert scene.interrupts() == 1
+    assert (scene.ring() if flags & WITH_RING else [scene.take()[1]]) == [token]
+
+
+def test_a_message_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = by_event(ENABLED)
+    write, writes = scene.memory.write, []
+
+    def once(address: int, data: bytes) -> bool:
+        writes.append((address, data))
+        return len(writes) == 1 and write(address, data)
+
+    monkeypatch.setattr(scene.memory, "write", once)
+    token = scene.fault()
+    assert token is not None
+    assert writes == [(RAM, struct.pack("<II", NOT_PRESENT, token))]
 
 
 def test_a_wake_all_answers_what_the_guest_has_just_read() -> None:

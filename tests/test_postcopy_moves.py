@@ -283,6 +283,17 @@ def test_the_source_dies_and_takes_pages_with_it(runtime: Path) -> None:
         assert "pages of the guest that had not come" in scene.there.err
 
 
+def test_a_source_that_dies_before_its_word_leaves_no_guest_without_pages(runtime: Path) -> None:
+    """One that had come whole would go on."""
+    with Behind(runtime, Fault(Act.KILL_SOURCE, BACK, "LOAD", part=Part.AFTER)) as scene:
+        scene.start()
+        scene.proxy.wait_fault()
+        wait_until(lambda: scene.there.process.poll() is not None or "goes on here" in scene.there.err)
+        assert "goes on here" not in scene.there.err, scene.there.err
+        assert scene.there.wait() != 0
+        assert "pages of the guest" in scene.there.err
+
+
 def test_the_destination_dies_and_the_guest_is_lost(runtime: Path) -> None:
     with Behind(runtime, Fault(Act.KILL_DESTINATION, BACK, "GOT", part=Part.AFTER)) as scene, Watch("vm", "there"):
         scene.start()

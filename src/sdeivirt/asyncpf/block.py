@@ -8,7 +8,7 @@
     64  u32  ring[128]    ready tokens; entry n stands at n modulo 128
 
 The guest runs on while we write: a word that says that there is something is
-written after what it tells of. Whatever the guest puts there hurts nobody else.
+written after what it tells of, or with it: eight aligned bytes are one store. Whatever the guest puts there hurts nobody else.
 """
 
 from __future__ import annotations
@@ -67,10 +67,8 @@ class ControlBlock:
         return None if data is None else _MAILBOX.unpack(data)
 
     def post(self, reason: int, token: int) -> bool:
-        """Fill the mailbox, which is empty."""
-        return self._memory.write(self._address + TOKEN, _WORD.pack(token)) and self._memory.write(
-            self._address + REASON, _WORD.pack(reason)
-        )
+        """Fill the mailbox, which is empty: both words by one store, since the page may go between two."""
+        return self._memory.write(self._address + REASON, _MAILBOX.pack(reason, token))
 
     def clear(self) -> None:
         """Empty the mailbox."""

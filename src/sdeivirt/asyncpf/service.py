@@ -234,10 +234,15 @@ class AsyncPf:
         block = ControlBlock(self._memory, state.address)
         if block.mailbox() is None:
             self.blocked = True  # and only then look again: whoever brings the page looks at this after it
-        if self._mailbox_is_empty(state, block) and state.ready and block.post(Reason.READY, state.ready[0]):
-            state.answered += state.ready.pop(0) != WAKE_ALL
-            state.unacknowledged = True
-            self.interrupts |= pe.bit
+        if not self._mailbox_is_empty(state, block) or not state.ready:
+            return
+        if not block.post(Reason.READY, state.ready[0]):  # the page has gone just now
+            self.blocked = True
+            if not block.post(Reason.READY, state.ready[0]):
+                return
+        state.answered += state.ready.pop(0) != WAKE_ALL
+        state.unacknowledged = True
+        self.interrupts |= pe.bit
 
     def _fill_ring(self, pe: Pe, state: PeFaults) -> None:
         block = ControlBlock(self._memory, state.address)
@@ -251,11 +256,16 @@ class AsyncPf:
             self._mailbox_is_empty(state, block)  # it may have been refused
         # A tail that cannot be makes the ring look full.
         tokens = state.ready[: max(RING_ENTRIES - (state.head - tail & _M32), 0)]
-        if tokens and block.append(state.head, tokens):
-            del state.ready[: len(tokens)]
-            state.answered += len(tokens) - tokens.count(WAKE_ALL)
-            state.head = state.head + len(tokens) & _M32
-            self.interrupts |= pe.bit
+        if not tokens:
+            return
+        if not block.append(state.head, tokens):  # the page has gone just now
+            self.blocked = True
+            if not block.append(state.head, tokens):
+                return
+        del state.ready[: len(tokens)]
+        state.answered += len(tokens) - tokens.count(WAKE_ALL)
+        state.head = state.head + len(tokens) & _M32
+        self.interrupts |= pe.bit
 
     def _unheard(self, state: PeFaults) -> bool:
         """Whether the PE may have been told something that it has not taken yet: an interrupt too many does no harm."""
