@@ -8,7 +8,8 @@
     64  u32  ring[128]    ready tokens; entry n stands at n modulo 128
 
 The guest runs on while we write: a word that says that there is something is
-written after what it tells of, or with it: eight aligned bytes are one store. Whatever the guest puts there hurts nobody else.
+written after what it tells of, or with it: eight aligned bytes are one store.
+Whatever the guest puts there hurts nobody else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-from .abi import HEAD, REASON, RING, RING_ENTRIES, TAIL, TOKEN
+from .abi import HEAD, REASON, RING, RING_ENTRIES, TAIL
 
 __all__ = ["ControlBlock", "ControlMemory", "NoMemory"]
 

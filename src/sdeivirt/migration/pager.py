@@ -23,6 +23,7 @@ __all__ = ["Pager", "figures", "tell_figures"]
 _GOT_BYTES = 32 << 10  # that are taken before the other side is told, at most; pageserver.py counts on it
 _GOT_SECONDS = 0.1
 _TELL = 0.1
+_FAREWELL = 3.0  # seconds for the other side's, once nothing else is to come; then another connection is waited for
 _BURST = 16  # frames that are taken before what they make wanted is asked for
 
 
@@ -91,6 +92,7 @@ class Pager:
                     self._wire.send(Kind.HAVE)
 
     def _farewell(self, wire: Wire) -> None:
+        wire.channel.stall = _FAREWELL
         with self._sending:
             if not self._enough:
                 wire.send(Kind.HAVE)
