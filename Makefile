@@ -15,7 +15,7 @@ CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/
 CORE_COVERAGE := 98
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu bench-migrate lock clean
+.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu bench-migrate bench-postcopy lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench     the measurements of machine unicorn (about a minute)"
 	@echo "make bench-qemu those of machine qemu (about two)"
 	@echo "make bench-migrate what moving a guest costs, on both (about five)"
+	@echo "make bench-postcopy what asynchronous page faults are worth: small guests and Linux (about twenty)"
 	@echo "make lock      resolve requirements.lock anew"
 	@echo "make clean     remove the environment and what was built"
 
@@ -72,6 +73,14 @@ bench-migrate: $(STAMP)
 	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
 	$(BIN)/sdeivirt bench migrate
 	$(BIN)/sdeivirt bench migrate qemu --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
+
+bench-postcopy: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	$(BIN)/sdeivirt bench postcopy unicorn
+	$(BIN)/sdeivirt bench postcopy qemu
+	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
+	$(BIN)/sdeivirt bench postcopy linux --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
+	$(BIN)/sdeivirt bench lazy-restore
 
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
