@@ -14,7 +14,7 @@ from sdeivirt.guests import guest_path
 from sdeivirt.machine import ExitReason, MachineConfig, open_machine
 
 from .control_support import LIMIT, VmProcess
-from .machine_support import KINDS, Console
+from .machine_support import KINDS, NEEDS_QEMU, Console
 from .mover_support import SCENES, Injector, Mover, Row, check_counts, check_scene, parse_scenes
 
 pytestmark = [pytest.mark.machine, pytest.mark.process]
@@ -66,8 +66,13 @@ def test_a_move_under_load(kind: str, runtime: Path) -> None:
     moves(kind, runtime, 3, 150)
 
 
-@pytest.mark.campaign
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("unicorn", marks=pytest.mark.campaign),
+        pytest.param("qemu", marks=[NEEDS_QEMU, pytest.mark.qemu, pytest.mark.nightly]),
+    ],
+)
 def test_fifty_moves_there_and_back(kind: str, runtime: Path) -> None:
     moves(kind, runtime, 50, 40)
 
