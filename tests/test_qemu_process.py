@@ -9,11 +9,13 @@ import shlex
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from sdeivirt.control.client import VmClient
+from sdeivirt.machine.qemu.process import tied_to
 
 from .asm import assemble
 from .control_support import LIMIT, Qmp, VmProcess, cli, wait_until
@@ -111,6 +113,18 @@ def test_we_are_killed_and_qemu_does_not_survive_us(tmp_path: Path) -> None:
     with listen(tmp_path) as vm:  # the name is free, and so is the directory
         vm.signal(signal.SIGTERM)
         assert vm.wait() == 128 + signal.SIGTERM
+
+
+def test_who_is_killed_before_qemu_has_begun_leaves_none_behind(tmp_path: Path) -> None:
+    """Then nothing tells the new process of the death any more, so it has to look."""
+    ours = subprocess.run(tied_to(os.getpid(), ["touch", str(tmp_path / "ours")]), check=False)
+    assert ours.returncode == 0
+    assert (tmp_path / "ours").exists()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    orphan = subprocess.run(tied_to(dead.pid, ["touch", str(tmp_path / "orphan")]), check=False)
+    assert orphan.returncode != 0
+    assert not (tmp_path / "orphan").exists()
 
 
 def test_two_vms_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:

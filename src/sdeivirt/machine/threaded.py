@@ -62,7 +62,8 @@ class ThreadedMachine(PagedMachine):
         self.end(ExitReason.MOVED)
 
     def abandon(self, error: BaseException) -> None:
-        self.crash(error)
+        if self._ending is None:  # else the guest does not come because somebody has ended the machine
+            self.crash(error)
 
     def wait(self, limit: float | None = None) -> Outcome:
         if self.state == "created":

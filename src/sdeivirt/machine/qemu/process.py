@@ -154,6 +154,21 @@ def check_arguments(arguments: Sequence[str]) -> Sequence[str]:
     return arguments
 
 
+def tied_to(parent: int, command: Sequence[str]) -> list[str]:
+    """A command line that runs another one in its place, as a child of `parent` that ends when that does.
+
+    A parent that has died before the child asked to be killed with it is noticed by the child's having
+    another one: it does not begin. Raises EnvironmentUnavailableError without setpriv.
+    """
+    killer = shutil.which("setpriv")
+    if killer is None:
+        raise EnvironmentUnavailableError(
+            "machine qemu needs setpriv, so that QEMU ends when we do", "install it: it is part of util-linux"
+        )
+    begin = 'test "$PPID" = "$0" && exec "$@"'
+    return [killer, "--pdeathsig", "KILL", "--", "sh", "-c", begin, str(parent), *command]
+
+
 class QemuProcess:
     """One QEMU, from :meth:`launch` to :meth:`end` and :meth:`abandon`; on an event loop.
 
@@ -201,13 +216,8 @@ class QemuProcess:
 
     async def launch(self) -> None:
         """Start QEMU, stopped before the first instruction. Raises EnvironmentUnavailableError."""
-        killer = shutil.which("setpriv")
-        if killer is None:
-            raise EnvironmentUnavailableError(
-                "machine qemu needs setpriv, so that QEMU ends when we do", "install it: it is part of util-linux"
-            )
         self.process = await asyncio.create_subprocess_exec(
-            *(killer, "--pdeathsig", "KILL", "--", *self.command),
+            *tied_to(os.getpid(), self.command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
