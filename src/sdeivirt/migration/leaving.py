@@ -131,7 +131,11 @@ class Leaving:
         channel = connect(self.uri, options.credentials(), options.insecure, limit)
         channel.stall = self.stopped_stall
         wire = Wire(channel, "the destination")
-        wire.say(Kind.HELLO, Hello(self.migration, f"sdeivirt {__version__}", Identity.ours(), asks=True))
+        try:
+            wire.say(Kind.HELLO, Hello(self.migration, f"sdeivirt {__version__}", Identity.ours(), asks=True))
+        except BaseException:
+            channel.close()
+            raise
         return wire
 
     @property
