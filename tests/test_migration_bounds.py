@@ -19,8 +19,9 @@ from sdeivirt.migration.messages import Failure, Kind, Ready
 from sdeivirt.migration.sections import Section, pack, unpack
 from sdeivirt.migration.wire import Wire
 
+from .source_support import moved
 from .stream_support import by_hand, frames_of, header
-from .test_migration_early import moved, running
+from .test_migration_early import running
 
 MIB = 1 << 20
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,16 @@ from sdeivirt.machine import Machine, MachineConfig, open_machine
 from sdeivirt.migration.channel import Listener, connect, parse_uri
 from sdeivirt.migration.description import CONFIGURATION, Configuration
 from sdeivirt.migration.destination import Incoming
-from sdeivirt.migration.identity import Identity
 from sdeivirt.migration.messages import Failure, Hello, Kind, Ready
 from sdeivirt.migration.sections import Section, pack
 from sdeivirt.migration.source import Outgoing, SourceOptions
-from sdeivirt.migration.status import MigrationStatus, Progress
+from sdeivirt.migration.status import Progress
 from sdeivirt.migration.wire import RefusedError, Wire
 
 from .channel_support import background
 from .control_support import LIMIT, VmProcess, wait_until
 from .machine_support import NEEDS_QEMU, Console
+from .source_support import moved
 
 ON_QEMU = [NEEDS_QEMU, pytest.mark.qemu, pytest.mark.machine]
 BEATS = "mib=1 rate=100"
@@ -38,27 +37,6 @@ def running(kind: str, **config: int) -> Machine:
     machine.start()
     console.shows(" on\n")
     return machine
-
-
-def moved(machine: Machine, talk: Callable[[Wire], None], directory: Path) -> MigrationStatus:
-    """What the source says of a migration to a place that does this after HELO and CONF."""
-    with Listener(parse_uri(f"unix:{directory}/there")) as listener:
-
-        def destination() -> None:
-            channel = listener.accept(LIMIT)
-            assert channel is not None
-            wire = Wire(channel, "the source")
-            hello = wire.expect(Kind.HELLO, Hello)
-            wire.say(Kind.HELLO, Hello(hello.migration, "test", Identity.ours()))
-            assert wire.next().kind == Kind.CONFIGURATION
-            talk(wire)
-            channel.close()
-
-        talking = background(destination)
-        progress = Progress()
-        Outgoing(machine, listener.uri, SourceOptions(stall=LIMIT), progress).run()
-        talking.result(LIMIT)
-    return progress.now
 
 
 @pytest.mark.machine

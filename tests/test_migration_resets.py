@@ -13,17 +13,16 @@ import pytest
 from sdeivirt.machine import Machine
 from sdeivirt.machine.base import PAGE_SIZE
 from sdeivirt.machine.qemu import QemuMachine
-from sdeivirt.migration.channel import Listener, parse_uri
-from sdeivirt.migration.identity import Identity
-from sdeivirt.migration.messages import Failure, Hello, Kind, Ready
+from sdeivirt.migration.channel import parse_uri
+from sdeivirt.migration.messages import Failure, Kind, Ready
 from sdeivirt.migration.ram import PageDecoder
 from sdeivirt.migration.source import Outgoing, SourceOptions
-from sdeivirt.migration.status import MigrationStatus, Progress
+from sdeivirt.migration.status import Progress
 from sdeivirt.migration.wire import RefusedError, Wire
 
-from .channel_support import background
-from .control_support import LIMIT, wait_until
+from .control_support import wait_until
 from .machine_support import KINDS, NEEDS_QEMU, Console, boot
+from .source_support import moved
 
 pytestmark = pytest.mark.machine
 
@@ -58,27 +57,6 @@ def guest(kind: str) -> Iterator[tuple[Machine, Callable[[], None]]]:
         yield machine, reset
 
 
-def sent(machine: Machine, talk: Callable[[Wire], None], directory: Path) -> MigrationStatus:
-    """What the source says of a migration to somebody who answers HELO and CONF, and then does this."""
-    with Listener(parse_uri(f"unix:{directory}/there")) as listener:
-
-        def destination() -> None:
-            channel = listener.accept(LIMIT)
-            assert channel is not None
-            wire = Wire(channel, "the source")
-            hello = wire.expect(Kind.HELLO, Hello)
-            wire.say(Kind.HELLO, Hello(hello.migration, "test", Identity.ours()))
-            assert wire.next().kind == Kind.CONFIGURATION
-            talk(wire)
-            channel.close()
-
-        talking = background(destination)
-        progress = Progress()
-        Outgoing(machine, listener.uri, SourceOptions(stall=LIMIT), progress).run()
-        talking.result(LIMIT)
-    return progress.now
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_ram_that_arrives_is_that_after_the_reset(kind: str, tmp_path: Path) -> None:
     """The reset falls in the midst of the first pass, as nobody reads what is sent."""
@@ -102,7 +80,7 @@ def test_ram_that_arrives_is_that_after_the_reset(kind: str, tmp_path: Path) -> 
             wire.say(Kind.FAILURE, Failure("enough"))
 
         ups: list[int] = []
-        status = sent(machine, receive, tmp_path)
+        status = moved(machine, receive, tmp_path)
         assert status.status == "failed"
         assert "enough" in status.error
         now = machine.memory()
@@ -128,7 +106,7 @@ def test_state_that_was_sent_early_is_not_that_of_another_qemu(kind: str, tmp_pa
             with pytest.raises(RefusedError, match="was reset after some of its state had been sent"):
                 read_all(wire)
 
-        assert sent(machine, receive, tmp_path).status == "failed"
+        assert moved(machine, receive, tmp_path).status == "failed"
         assert machine.state == "running"
         reset()
 
@@ -142,7 +120,7 @@ def test_state_that_was_sent_early_is_not_that_of_another_qemu(kind: str, tmp_pa
             assert ready
             wire.say(Kind.FAILURE, Failure("enough"))
 
-        assert "enough" in sent(machine, take_all, tmp_path).error
+        assert "enough" in moved(machine, take_all, tmp_path).error
 
 
 def read_all(wire: Wire) -> None:

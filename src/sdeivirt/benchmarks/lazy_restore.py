@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..machine.base import PAGE_SIZE
 from .postcopy_scene import Place
-from .report import Row, median
+from .report import Row, row
 from .workload import Done, SmallKit, Work
 
 __all__ = ["SIZES", "measure"]
@@ -65,12 +65,12 @@ def _size(kind: str, rounds: int, size: int, say: Callable[[str], None]) -> Iter
     eager, *lazy = _WAYS
     for way in _WAYS:
         name = f"{kind}, {size // MIB} MiB, {way}"
-        yield _row(f"{name}: it goes on after", resumed[way], "s")
+        yield row(f"{name}: it goes on after", resumed[way], "s")
         if way in lazy:
-            yield _row("  of the time of all first", _shares(resumed[way], resumed[eager]), "%")
-        yield _row("  its work is done after", done[way], "s")
+            yield row("  of the time of all first", _shares(resumed[way], resumed[eager]), "%")
+        yield row("  its work is done after", done[way], "s")
         if way in lazy:
-            yield _row("  of the time of all first", _shares(done[way], done[eager]), "%")
+            yield row("  of the time of all first", _shares(done[way], done[eager]), "%")
 
 
 def _restore(kit: SmallKit, command: Sequence[str]) -> tuple[float, float, Done]:
@@ -83,7 +83,3 @@ def _restore(kit: SmallKit, command: Sequence[str]) -> tuple[float, float, Done]
 
 def _shares(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [100 * one / other for one, other in zip(ours, theirs, strict=True)]
-
-
-def _row(name: str, values: Sequence[float], unit: str) -> Row:
-    return Row(name, median(values), unit, min(values), max(values))

@@ -22,7 +22,7 @@ from .migrate_destination import Moved, destination, move
 from .migrate_guests import Guest, computer, counter, fill, idle, linux, paced, running, writer
 from .plain_migration import PlainGuest, PlainMigration
 from .qemu import LinuxFiles
-from .report import Row, median
+from .report import Row, row
 
 __all__ = ["compression", "first_write_seconds", "measure", "move_once", "slow_down", "throughput"]
 
@@ -33,18 +33,6 @@ IDLE_SECONDS = 2.0
 LINK = 125_000_000  # bytes a second: a gigabit
 _PATIENCE = 30.0
 _FLUSHES = 0.15  # seconds between two; QEMU looks back for a tenth
-
-
-def _row(
-    name: str,
-    values: Sequence[float],
-    unit: str,
-    baseline: str = "",
-    target: float | None = None,
-    *,
-    at_least: bool = False,
-) -> Row:
-    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least)
 
 
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -88,13 +76,13 @@ def _throughput(kind: str, rounds: int, size: int) -> Iterator[Row]:
         link = f"{size // MIB} MiB of noise, {scheme}"
         rates = [moved.status.bytes / moved.sending for _, moved in pairs]
         links = [size / raw for raw, _ in pairs]
-        yield _row(f"baseline: raw copy, {link}", [each / 1e6 for each in links], "MB/s")
-        yield _row(f"{link}: first page to the end", [each / 1e6 for each in rates], "MB/s")
+        yield row(f"baseline: raw copy, {link}", [each / 1e6 for each in links], "MB/s")
+        yield row(f"{link}: first page to the end", [each / 1e6 for each in rates], "MB/s")
         shares = [100 * each for each in _ratios(rates, links)]
-        yield _row("  that is", shares, "% of raw", "a raw copy, in turn", target, at_least=True)
-        yield _row("  total, handshake and all", [moved.total for _, moved in pairs], "s")
-        yield _row("  downtime", [1000 * moved.downtime for _, moved in pairs], "ms")
-        yield _row("  sent, of RAM's size", [100 * moved.status.bytes / size for _, moved in pairs], "%")
+        yield row("  that is", shares, "% of raw", "a raw copy, in turn", target, at_least=True)
+        yield row("  total, handshake and all", [moved.total for _, moved in pairs], "s")
+        yield row("  downtime", [1000 * moved.downtime for _, moved in pairs], "ms")
+        yield row("  sent, of RAM's size", [100 * moved.status.bytes / size for _, moved in pairs], "%")
 
 
 def compression(kind: str, size: int, level: int) -> Moved:
@@ -108,9 +96,9 @@ def _compression(kind: str, rounds: int, size: int) -> Iterator[Row]:
     plain = [compression(kind, size, 0) for _ in range(rounds)]
     packed = [compression(kind, size, 3) for _ in range(rounds)]
     what = f"{size // MIB} MiB of hexadecimal digits at 1 Gbit/s"
-    yield _row(f"baseline: {what}", [moved.total for moved in plain], "s")
-    yield _row("  with --compress", [moved.total for moved in packed], "s")
-    yield _row("  sent with --compress, of RAM's size", [100 * moved.status.bytes / size for moved in packed], "%")
+    yield row(f"baseline: {what}", [moved.total for moved in plain], "s")
+    yield row("  with --compress", [moved.total for moved in packed], "s")
+    yield row("  sent with --compress, of RAM's size", [100 * moved.status.bytes / size for moved in packed], "%")
 
 
 # -- against QEMU
@@ -130,20 +118,20 @@ def _against_qemu(rounds: int, guest: Guest, limit: float | None) -> Iterator[Ro
         else:
             theirs, ours = _plain(guest), move_once("qemu", guest)
         pairs.append((theirs, ours))
-    yield _row(f"baseline: {guest.name}: QEMU alone, total", [1000 * each.total for each, _ in pairs], "ms")
-    yield _row("  QEMU alone, downtime", [1000 * each.downtime for each, _ in pairs], "ms")
-    yield _row("  QEMU alone, from STOP here to RESUME there", [1000 * each.stopped for each, _ in pairs], "ms")
-    yield _row("  QEMU alone, sent", [each.bytes / 1e6 for each, _ in pairs], "MB")
+    yield row(f"baseline: {guest.name}: QEMU alone, total", [1000 * each.total for each, _ in pairs], "ms")
+    yield row("  QEMU alone, downtime", [1000 * each.downtime for each, _ in pairs], "ms")
+    yield row("  QEMU alone, from STOP here to RESUME there", [1000 * each.stopped for each, _ in pairs], "ms")
+    yield row("  QEMU alone, sent", [each.bytes / 1e6 for each, _ in pairs], "MB")
     total = [moved.total for _, moved in pairs]
-    yield _row(f"{guest.name}: total", [1000 * each for each in total], "ms", "", limit and 1000 * limit)
-    yield _row("  that is", _ratios(total, [each.total for each, _ in pairs]), "x", "QEMU alone, in turn", QEMU_RATIO)
-    yield _row("  first page to the end", [1000 * moved.sending for _, moved in pairs], "ms")
+    yield row(f"{guest.name}: total", [1000 * each for each in total], "ms", "", limit and 1000 * limit)
+    yield row("  that is", _ratios(total, [each.total for each, _ in pairs]), "x", "QEMU alone, in turn", QEMU_RATIO)
+    yield row("  first page to the end", [1000 * moved.sending for _, moved in pairs], "ms")
     downtime = [moved.downtime for _, moved in pairs]
-    yield _row("  downtime", [1000 * each for each in downtime], "ms")
+    yield row("  downtime", [1000 * each for each in downtime], "ms")
     # QEMU counts whole milliseconds, and of an idle guest none.
     stopped = [max(each.downtime, each.stopped) for each, _ in pairs]
-    yield _row("  that is", _ratios(downtime, stopped), "x", "QEMU alone, in turn", QEMU_RATIO)
-    yield _row("  sent", [moved.status.bytes / 1e6 for _, moved in pairs], "MB")
+    yield row("  that is", _ratios(downtime, stopped), "x", "QEMU alone, in turn", QEMU_RATIO)
+    yield row("  sent", [moved.status.bytes / 1e6 for _, moved in pairs], "MB")
 
 
 # -- an idle guest
@@ -152,9 +140,9 @@ def _against_qemu(rounds: int, guest: Guest, limit: float | None) -> Iterator[Ro
 def _idle(kind: str, rounds: int) -> Iterator[Row]:
     guest = idle()
     moves = [move_once(kind, guest) for _ in range(rounds)]
-    yield _row(f"{guest.name}: total", [moved.total for moved in moves], "s", "", IDLE_SECONDS)
-    yield _row("  downtime", [1000 * moved.downtime for moved in moves], "ms")
-    yield _row("  sent", [moved.status.bytes / 1e6 for moved in moves], "MB")
+    yield row(f"{guest.name}: total", [moved.total for moved in moves], "s", "", IDLE_SECONDS)
+    yield row("  downtime", [1000 * moved.downtime for moved in moves], "ms")
+    yield row("  sent", [moved.status.bytes / 1e6 for moved in moves], "MB")
 
 
 # -- what the guest loses
@@ -214,12 +202,12 @@ def _guest_s_side(kind: str, rounds: int, quick: bool) -> Iterator[Row]:
     writing = writer("writes 1,024 pages over and over", "mib=4", 128 * MIB)
     for guest in (computer(), writing):
         lost = [slow_down(kind, guest, size, seconds) for _ in range(rounds)]
-        yield _row(
+        yield row(
             f"a guest that {guest.name}: lost while moved", [each for each, _ in lost], "%", "the same guest before"
         )
-        yield _row("  downtime", [1000 * moved.downtime for _, moved in lost], "ms")
+        yield row("  downtime", [1000 * moved.downtime for _, moved in lost], "ms")
     costs = first_write_seconds(kind, 4 if quick else 16, 2 if quick else 2 * rounds)
-    yield _row("first write to a page that is watched", [1e6 * cost for cost in costs], "us", "further writes")
+    yield row("first write to a page that is watched", [1e6 * cost for cost in costs], "us", "further writes")
 
 
 # -- all of it

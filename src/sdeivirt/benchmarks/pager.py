@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..machine import MachineConfig, open_machine
@@ -34,7 +34,7 @@ from ..migration.pager import Pager
 from ..migration.pageserver import PageServer, ServerOptions
 from ..migration.wants import Wants
 from ..migration.wire import Wire
-from .report import Row, median, percentile
+from .report import Row, median, percentile, row
 
 __all__ = ["measure"]
 
@@ -54,9 +54,9 @@ def measure(rounds: int, quick: bool, say: Callable[[str], None] = lambda _: Non
             raw.append(_raw(scheme, size))
             asked.append(_asked(scheme, size))
             shares.append(100 * asked[-1] / raw[-1])
-        yield _row(f"baseline: 4 KiB asked for and answered, bare socket, {scheme}", raw, "/s")
-        yield _row(f"faults served, {_IN_FLIGHT} at once, {scheme}", asked, "/s")
-        yield _row("  that is", shares, "% of bare", "bare socket", target=_TARGET, at_least=True)
+        yield row(f"baseline: 4 KiB asked for and answered, bare socket, {scheme}", raw, "/s")
+        yield row(f"faults served, {_IN_FLIGHT} at once, {scheme}", asked, "/s")
+        yield row("  that is", shares, "% of bare", "bare socket", target=_TARGET, at_least=True)
         raw, asked, shares = [], [], []
     size = (64 if quick else 512) << 20
     for scheme in ("unix", "tcp"):
@@ -67,21 +67,9 @@ def measure(rounds: int, quick: bool, say: Callable[[str], None] = lambda _: Non
             rates.append(size / seconds / 1e6)
             waits.append(median(found) * 1e3)
             tails.append(percentile(found, 99) * 1e3)
-        yield _row(f"all of {size >> 20} MiB of noise, {scheme}", rates, "MB/s")
-        yield _row("  a fault meanwhile waits", waits, "ms", target=_LATENCY_TARGET)
-        yield _row("  99 % of them at most", tails, "ms")
-
-
-def _row(
-    name: str,
-    values: Sequence[float],
-    unit: str,
-    baseline: str = "",
-    target: float | None = None,
-    *,
-    at_least: bool = False,
-) -> Row:
-    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least)
+        yield row(f"all of {size >> 20} MiB of noise, {scheme}", rates, "MB/s")
+        yield row("  a fault meanwhile waits", waits, "ms", target=_LATENCY_TARGET)
+        yield row("  99 % of them at most", tails, "ms")
 
 
 # -- the side that asks

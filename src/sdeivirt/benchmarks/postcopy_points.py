@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from .postcopy_scene import Run
-from .report import Row, median
+from .report import Row, median, row
 from .workload import Work
 
 __all__ = ["Baseline", "Point", "crossover"]
@@ -71,13 +71,13 @@ class Point:
         beyond = [100 * (each / bound - 1) for each in on]
         could = [100 * (1 - bound / each) for each in off]
         return [
-            _row(f"{self.label}: without", off, "s"),
-            _row("  with", on, "s"),
-            _row("  less time", self.gains, "%", least, at_least=True),
-            _row("  ideal", [bound], "s"),
-            _row("  less time, ideally", could, "%"),
-            _row("  above the ideal", beyond, "%", above),
-            _row("  host's clock, less time", [
+            row(f"{self.label}: without", off, "s"),
+            row("  with", on, "s"),
+            row("  less time", self.gains, "%", target=least, at_least=True),
+            row("  ideal", [bound], "s"),
+            row("  less time, ideally", could, "%"),
+            row("  above the ideal", beyond, "%", target=above),
+            row("  host's clock, less time", [
                 100 * (1 - on.host / off.host) for off, on in zip(self.without, self.with_, strict=True)
             ], "%"),
         ]  # fmt: skip
@@ -89,11 +89,11 @@ class Point:
         faults = [(b - work) / (a - work) for a, b in self._pairs()]
         each = [(a - work) / self.work.pages * 1e3 for a in off]
         return [
-            _row(f"{self.label}: without", off, "s"),
-            _row("  with", on, "s"),
-            _row("  more time", [-gain for gain in self.gains], "%", most),
-            _row("  a fault, without", each, "ms"),
-            _row("  a fault, with, is", faults, "x", ratio),
+            row(f"{self.label}: without", off, "s"),
+            row("  with", on, "s"),
+            row("  more time", [-gain for gain in self.gains], "%", target=most),
+            row("  a fault, without", each, "ms"),
+            row("  a fault, with, is", faults, "x", target=ratio),
         ]
 
     def record(self, baseline: Baseline) -> dict[str, Any]:
@@ -114,10 +114,6 @@ class Point:
             "gain": median(self.gains),
             "bound": baseline.bound(self.work),
         }
-
-
-def _row(name: str, values: Sequence[float], unit: str, target: float | None = None, *, at_least: bool = False) -> Row:
-    return Row(name, median(values), unit, min(values), max(values), "", target, at_least)
 
 
 def crossover(points: Sequence[tuple[float, float]]) -> float | None:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Row", "median", "percentile", "render"]
+__all__ = ["Row", "median", "percentile", "render", "row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
+
+
+def row(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    baseline: str = "",
+    target: float | None = None,
+    *,
+    at_least: bool = False,
+) -> Row:
+    """The median of what was measured in several rounds, with the least and the greatest."""
+    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least)
 
 
 def render(rows: Sequence[Row]) -> str:
