@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..guests import GUESTS, guest_path
 from ..machine import MachineConfig, open_machine
 from ..migration.wants import PREFETCH
+from ..ras.sources import STANDARD_EVENTS, STANDARD_SOURCES, ErrorSource
 from ..sdei.events import EVENT_0, load_events, parse_event
 from ..smccc.ids import Conduit
 from .options import MachineOptions, Number, OptionalSize, PlaceOptions, Seconds, disable_services, policy_named
@@ -47,6 +48,8 @@ def run(
     watchdog: Seconds | None = None,
     timeout: Seconds | None = None,
     initrd: Path | None = None,
+    firmware: Literal["dt", "acpi", "uefi"] = "dt",
+    uefi: Path | None = None,
     console: Path | None = None,
     on_reset: Literal["restart", "end"] | None = None,
     gdb: bool = False,
@@ -101,6 +104,11 @@ def run(
         Seconds that the guest may run.
     initrd
         An initial RAM disk (machine qemu).
+    firmware
+        What tells the guest of its machine: a device tree, ACPI tables, or UEFI firmware with ACPI
+        tables (machine qemu). With acpi and uefi there are sources of hardware errors: see inject-error.
+    uefi
+        The UEFI firmware, an EDK2 build for QEMU's virt board; by default that of the package qemu-efi-aarch64.
     console
         A file for what the guest prints, instead of the terminal, which is
         then left alone: no key reaches the guest, and Ctrl-C ends the VM.
@@ -133,7 +141,7 @@ def run(
             (guest, "--guest"), (kernel, "--kernel"), (append, "--append"), (event, "--event"), (events, "--events"),
             (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
             (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
-            (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
+            (firmware != "dt", "--firmware"), (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
             (options.seed is not None, "--seed"), (options.cpu is not None, "--cpu"),
             (options.vcpus != MachineOptions.vcpus, "--vcpus"), (options.conduit != "hvc", "--conduit"),
         ):  # fmt: skip
@@ -157,6 +165,10 @@ def run(
     policy = policy_named(options.policy)
     if memory is None:
         memory = _KERNEL_MEMORY if kernel is not None and options.kind == "qemu" else _GUEST_MEMORY
+    defined = (*(load_events(events) if events else ()), *map(parse_event, event or ()))
+    sources: tuple[ErrorSource, ...] = ()
+    if firmware != "dt":
+        defined, sources = (*defined, *STANDARD_EVENTS), STANDARD_SOURCES
     config = MachineConfig(
         name=name,
         vcpus=options.vcpus,
@@ -166,13 +178,14 @@ def run(
             private_slots=policy.private_slots if private_slots is None else private_slots,
             shared_slots=policy.shared_slots if shared_slots is None else shared_slots,
         ),
-        events=(*(load_events(events) if events else ()), *map(parse_event, event or ())),
+        events=defined,
+        error_sources=sources,
         conduit=Conduit(options.conduit),
         bootargs=append,
         seed=options.seed,
         watchdog=watchdog,
         restart=on_reset == "restart" if on_reset else options.kind != "qemu",
-        engine=options.engine(initrd=initrd, arguments=arguments, gdb=gdb),
+        engine=options.engine(initrd=initrd, **_firmware(firmware, uefi), arguments=arguments, gdb=gdb),
         async_pf=AsyncPfSettings.of(async_pf),
     )
     if dry_run:
@@ -201,6 +214,13 @@ def run(
                 terminal.say("an Image on machine unicorn: for a Linux kernel add --machine qemu")
 
         return finish(name, run_vm(machine, directory, terminal, timeout, ready), terminal, timeout)
+
+
+def _firmware(firmware: str, uefi: Path | None) -> dict[str, Any]:
+    """The options of the engine that say how the guest boots: none for a device tree."""
+    if uefi is not None and firmware != "uefi":
+        raise UsageError("--uefi is for a guest that boots by UEFI", "add --firmware uefi")
+    return {} if firmware == "dt" else {"firmware": firmware, "uefi": uefi}
 
 
 def _show_command(config: MachineConfig) -> int:

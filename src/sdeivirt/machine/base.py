@@ -32,6 +32,8 @@ from ..cpu import CpuFeatures
 from ..errors import StateError, StreamError, UsageError
 from ..firmware import Firmware
 from ..migration.sections import Section
+from ..ras.desk import ErrorDesk
+from ..ras.sources import ErrorSource, check_sources
 from ..registers.sections import FIRMWARE_SECTIONS, firmware_sections, load_firmware_sections
 from ..sdei import EventDefinition, Policy
 from ..sdei.policy import KVM
@@ -93,7 +95,8 @@ class MachineConfig:
     one SDEI handler may run before its vCPU is reported as stuck; None waits
     for ever. `restart` says whether PSCI SYSTEM_RESET starts the guest again or
     ends the run. `directory` is a private one for sockets of the engine's own,
-    if it has any. `engine` holds options of one kind of machine.
+    if it has any. `engine` holds options of one kind of machine. `error_sources` report hardware
+    errors to a guest that boots by ACPI; each is announced by one of `events`.
     """
 
     name: str = "vm"
@@ -110,6 +113,7 @@ class MachineConfig:
     directory: Path | None = None
     engine: EngineOptions | None = None
     async_pf: AsyncPfSettings = AsyncPfSettings()  # noqa: RUF009 (frozen)
+    error_sources: tuple[ErrorSource, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kinds in _TYPES.items():
@@ -124,6 +128,7 @@ class MachineConfig:
             raise UsageError(
                 f"a watchdog cannot wait for {self.watchdog!r} seconds", "it can wait for more than 0, up to a year"
             )
+        check_sources(self.error_sources, self.events)
         if not MIN_MEMORY <= self.memory <= MAX_MEMORY or self.memory % (1 << 20):
             raise UsageError(
                 f"a machine cannot have {self.memory:#x} bytes of memory",
@@ -146,6 +151,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "directory": (Path, type(None)),
     "engine": (EngineOptions, type(None)),
     "async_pf": (AsyncPfSettings,),
+    "error_sources": (tuple, list),
 }
 _TYPE_HINTS = {
     "policy": "the presets are in sdeivirt.POLICIES, by name",
@@ -214,6 +220,7 @@ class Machine(ABC):
         self.console: Callable[[bytes], None] = lambda _data: None
         self.lock = threading.Lock()
         self._detour: Detour | None = None
+        memory = _PhysicalMemory(self)
         self.firmware = Firmware(
             config.vcpus,
             self._power_control(),
@@ -222,8 +229,10 @@ class Machine(ABC):
             features=features,
             entry_ok=self._entry_ok,
             async_pf=config.async_pf,
-            memory=_PhysicalMemory(self),
+            memory=memory,
         )
+        self.physical = memory
+        self.errors = ErrorDesk(self)
         for owner, value in config.bitmaps.items():
             self.firmware.router.bitmaps[owner].set(value)
 
@@ -553,6 +562,7 @@ class Machine(ABC):
         with self.lock:
             vcpus, events = firmware_status(self.firmware)
             async_pf = async_pf_status(self.firmware)
+            errors = self.errors.status()
         faults = self.faults()
         for fault in faults:
             vcpus[fault.vcpu] = replace(vcpus[fault.vcpu], power="faulted")
@@ -568,7 +578,13 @@ class Machine(ABC):
             faults=faults,
             engine=self.details(),
             async_pf=async_pf,
+            error_sources=errors,
         )
+
+    @property
+    def panicked(self) -> bool:
+        """Whether the guest's kernel has said that it panics."""
+        return False
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncPfStatus",
+    "ErrorSourceStatus",
     "EventStatus",
     "FaultReport",
     "HandlerReport",
@@ -92,6 +93,27 @@ class AsyncPfStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorSourceStatus:
+    """A source of hardware errors.
+
+    `state` is "" where nothing is under way, else why the last report has not been acknowledged: as
+    :attr:`Injection.waits`, or "unregistered", "delivered", "unread" (its handler has ended, and left it there).
+    `block_status` is the first word of its block. `queued` reports wait for their turn.
+    Counts: `reported` were put into the block, of these `acknowledged` by the guest.
+    """
+
+    number: int
+    event: int
+    ghes: int
+    address: int
+    state: str
+    block_status: int | None
+    queued: int
+    reported: int
+    acknowledged: int
+
+
+@dataclass(frozen=True, slots=True)
 class FaultReport:
     """Why a vCPU cannot go on. `registers` holds x0..x30, sp, pc, pstate and EL1's exception registers."""
 
@@ -125,6 +147,7 @@ class VmStatus:
     faults: list[FaultReport] = field(default_factory=list)
     engine: dict[str, int | str] = field(default_factory=dict)
     async_pf: list[AsyncPfStatus] = field(default_factory=list)
+    error_sources: list[ErrorSourceStatus] = field(default_factory=list)
 
 
 def _handler(handler: Handler, vcpu: int | None) -> HandlerReport:

@@ -17,6 +17,7 @@ from ..asyncpf import OFF, AsyncPfSettings
 from ..errors import MigrationError, SdeivirtError, StreamError
 from ..machine import MACHINES
 from ..machine.base import EngineOptions, MachineConfig
+from ..ras.sources import ErrorSource
 from ..sdei.events import EventDefinition
 from ..sdei.policy import Policy
 from ..smccc.ids import Conduit
@@ -30,10 +31,10 @@ CONFIGURATION = "configuration"
 class Configuration(Record, frozen=True):
     """CONF: the members of :class:`MachineConfig` that a guest can tell apart. `engine` holds those of one kind.
 
-    `async_pf` came with version 2: before, there were no asynchronous page faults.
+    `async_pf` came with version 2: before, there were no asynchronous page faults. `error_sources` came with version 3.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     machine: str
     name: str
@@ -48,6 +49,7 @@ class Configuration(Record, frozen=True):
     watchdog: float | None = None
     engine: dict[str, str | bool] = msgspec.field(default_factory=dict)
     async_pf: AsyncPfSettings = OFF
+    error_sources: tuple[ErrorSource, ...] = ()
 
     @classmethod
     def of(cls, kind: str, config: MachineConfig) -> Configuration:
@@ -66,6 +68,7 @@ class Configuration(Record, frozen=True):
             watchdog=config.watchdog,
             engine=config.engine.travelling() if config.engine is not None else {},
             async_pf=config.async_pf,
+            error_sources=tuple(config.error_sources),
         )
 
     def config(self, name: str, directory: Path | None, engine: EngineOptions | None) -> MachineConfig:
@@ -85,6 +88,7 @@ class Configuration(Record, frozen=True):
                 directory=directory,
                 engine=engine.arrived(self.engine) if engine is not None else None,
                 async_pf=self.async_pf,
+                error_sources=self.error_sources,
             )
         except MigrationError:
             raise  # it can be, and this place is none for it

@@ -144,7 +144,7 @@ class Sdei:
         coalesced = handler.pending
         self.delivery.post(handler)
         target = handler.target
-        return Injection(number, target.index if target else None, self._waits(handler), coalesced)
+        return Injection(number, target.index if target else None, self.why_it_waits(handler), coalesced)
 
     def cancel(self, number: int, vcpu: int | None = None) -> bool:
         """Take back a pending event; False if none was pending. Raises EventRunningError besides :meth:`handler`'s."""
@@ -169,7 +169,8 @@ class Sdei:
         self.delivery.post(handler)
         return True
 
-    def _waits(self, handler: Handler) -> str:
+    def why_it_waits(self, handler: Handler) -> str:
+        """What a pending event waits for: see :attr:`Injection.waits`."""
         if not handler.state & 2:
             return "disabled"
         if handler.state & State.UNREGISTER_PENDING:

@@ -26,14 +26,14 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from ..machine.base import MachineConfig
 
-__all__ = ["build", "fdt", "sdei_node"]
+__all__ = ["GICD", "GICR", "UART_BASE", "UART_SIZE", "build", "fdt", "sdei_node", "stub"]
 
 _RAM_BASE = 0x4000_0000
-_UART_BASE = 0x0900_0000
-_UART_SIZE = 0x1000
-_UART = f"pl011@{_UART_BASE:x}"
-_GICD = (0x0800_0000, 0x1_0000)
-_GICR = 0x080A_0000
+UART_BASE = 0x0900_0000
+UART_SIZE = 0x1000
+_UART = f"pl011@{UART_BASE:x}"
+GICD = (0x0800_0000, 0x1_0000)
+GICR = 0x080A_0000
 _GICR_HIGH = 0x40_0000_0000  # of CPUs for which there is no room below the UART
 _GICR_STRIDE = 0x2_0000
 _GICR_ROOM = 123
@@ -90,13 +90,13 @@ def _cpus(affinities: Sequence[int]) -> fdt.Node:
 def _interrupt_controller(cpus: int) -> fdt.Node:
     """A GICv3, Documentation/devicetree/bindings/interrupt-controller/arm,gic-v3.yaml."""
     low = min(cpus, _GICR_ROOM)
-    regions = [_GICR, low * _GICR_STRIDE]
+    regions = [GICR, low * _GICR_STRIDE]
     if cpus > low:
         regions += [_GICR_HIGH, (cpus - low) * _GICR_STRIDE]
     return fdt.Node(
-        f"intc@{_GICD[0]:x}",
+        f"intc@{GICD[0]:x}",
         _strings("compatible", "arm,gic-v3"),
-        _wide("reg", *_GICD, *regions),
+        _wide("reg", *GICD, *regions),
         _cells("#redistributor-regions", len(regions) // 2),
         _cells("#interrupt-cells", 3),
         fdt.Property("interrupt-controller"),
@@ -105,6 +105,16 @@ def _interrupt_controller(cpus: int) -> fdt.Node:
         fdt.Property("ranges"),
         _cells("phandle", _GIC_PHANDLE),
     )
+
+
+def stub(chosen: Sequence[fdt.PropWords | fdt.PropStrings]) -> bytes:
+    """A tree that holds nothing but /chosen: a kernel that finds such a one looks for ACPI."""
+    tree = fdt.FDT()
+    tree.root.append(_cells("#address-cells", 2))
+    tree.root.append(_cells("#size-cells", 2))
+    tree.root.append(fdt.Node("chosen", *chosen))
+    blob: bytes = tree.to_dtb(_VERSION, _COMPATIBLE_VERSION)
+    return blob
 
 
 def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True) -> bytes:
@@ -143,7 +153,7 @@ def build(config: MachineConfig, affinities: Sequence[int], *, sdei: bool = True
         fdt.Node(
             _UART,
             _strings("compatible", "arm,pl011", "arm,primecell"),
-            _wide("reg", _UART_BASE, _UART_SIZE),
+            _wide("reg", UART_BASE, UART_SIZE),
             _strings("clock-names", "uartclk", "apb_pclk"),
             _cells("clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE),
         )

@@ -26,6 +26,7 @@ from ...smccc.psci import Power
 from ..base import RAM_BASE, ExitReason, MachineConfig
 from ..report import FaultReport
 from . import layout
+from .acpi import error_windows
 from .block import Block, block_address, total_memory
 from .boot import Payload, lay_out
 from .bound import BoundInterrupts
@@ -91,7 +92,10 @@ class QemuMachine(MovableMachine):
         self.options = options
         find_qemu(options.qemu)
         check_arguments(options.arguments)
+        if config.error_sources and options.firmware == "dt":
+            raise UsageError("a device tree tells of no sources of errors", "boot by ACPI: --firmware acpi")
         super().__init__(config)
+        self.errors.open(error_windows(config))
         self.calling: QemuVcpu | None = None  # whose request is being answered
         self.holding = False  # vCPUs that stop are not to go on
         # Of the present QEMU, from the moment when it is known what runs on it.
@@ -232,7 +236,7 @@ class QemuMachine(MovableMachine):
         return self._ending is None and not self._resetting
 
     @property
-    def _panicked(self) -> bool:
+    def panicked(self) -> bool:
         return self._line is not None and self._line.panic.panicked
 
     # -- what vCPUs tell
@@ -348,7 +352,7 @@ class QemuMachine(MovableMachine):
                 self.firmware.sdei.reset()
                 self.firmware.psci.reset()
             await self._one_power_cycle()
-        if self._panicked and self._ending is ExitReason.RESET:
+        if self.panicked and self._ending is ExitReason.RESET:
             self._ending = ExitReason.PANIC
 
     async def _one_power_cycle(self, *, incoming: bool = False) -> None:

@@ -62,6 +62,8 @@ class UnicornMachine(ThreadedMachine):
         self.demand: Demand = Demand(self.translation.stage2, self.dirty.lock, self._memory, RAM_BASE, self._arrived)
         self.register_writer = RegisterWriter()
         self.uart = Pl011(lambda data: self.console(data))
+        if config.error_sources:
+            raise UsageError("machine unicorn has no sources of errors", "add --machine qemu --firmware acpi")
         super().__init__(config, _probe_features())
         self._scheduler: Scheduler
         if config.seed is None and stub.available()[0]:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ACPI tables of a machine without firmware of its own. ACPI 6.3; Arm BBR and DEN0054C appendix C.
+
+table.py      what all tables share: header, checksum, addresses
+aml.py        as much of the machine language as the DSDT needs
+dsdt.py       the serial port and the processors
+platform.py   FADT, MADT, GTDT, SPCR, SDEI
+hest.py       the sources of hardware errors
+link.py       all of them at their addresses, with XSDT and RSDP
+"""
+
+from __future__ import annotations
+
+from .link import AcpiTables, make_tables
+from .platform import SDEI_TABLE_SIZE, sdei_table
+
+__all__ = ["SDEI_TABLE_SIZE", "AcpiTables", "make_tables", "sdei_table"]
