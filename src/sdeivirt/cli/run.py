@@ -141,7 +141,8 @@ def run(
             (guest, "--guest"), (kernel, "--kernel"), (append, "--append"), (event, "--event"), (events, "--events"),
             (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
             (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
-            (firmware != "dt", "--firmware"), (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
+            (firmware != "dt", "--firmware"),
+            (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
             (options.seed is not None, "--seed"), (options.cpu is not None, "--cpu"),
             (options.vcpus != MachineOptions.vcpus, "--vcpus"), (options.conduit != "hvc", "--conduit"),
         ):  # fmt: skip
