@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# A process for each core; one that is done takes over from the others, whose tests may be long.
+SHARED = -n $(JOBS) --dist worksteal
 
 QEMU_NEEDS := qemu-system-aarch64:qemu-system-arm setpriv:util-linux
 TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools openssl:openssl
@@ -36,12 +38,11 @@ run: $(STAMP)
 
 test: $(STAMP) check
 	@./tools/need-apt $(TEST_NEEDS)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not campaign and not linux and not linux_full and not nightly"
+	$(BIN)/python -m pytest $(SHARED) -m "not campaign and not linux and not linux_full and not nightly"
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not campaign and not machine" $(CORE_TESTS) \
 	    --cov=sdeivirt.sdei --cov-branch --cov-report=term --cov-fail-under=$(CORE_COVERAGE)
 	@./tools/need-apt $(LINUX_NEEDS)
-	$(BIN)/python -m pytest -n $(JOBS) -m linux
-	$(BIN)/python -m pytest -n $(JOBS) -m campaign
+	$(BIN)/python -m pytest $(SHARED) -m "linux or campaign"
 
 test-nightly: $(STAMP)
 	@./tools/need-apt $(TEST_NEEDS)
