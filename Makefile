@@ -17,12 +17,13 @@ CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/
 CORE_COVERAGE := 98
 LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
 
-.PHONY: help run test test-nightly test-linux linux-demo check bench bench-qemu bench-migrate bench-postcopy lock clean
+.PHONY: help run test test-nightly test-linux linux-demo ras-demo check bench bench-qemu bench-migrate bench-postcopy bench-ras lock clean
 
 help:
 	@echo "make run       set up and run the SDEI selftest in a real AArch64 guest"
 	@echo "make test      set up and run everything: linters, types, all tests"
 	@echo "make linux-demo fetch a Debian kernel and inject an event into a CPU that has masked everything"
+	@echo "make ras-demo  report a hardware error in a process of that kernel, which boots by ACPI"
 	@echo "make test-linux all tests with Debian kernels"
 	@echo "make test-nightly every fault at every step of a migration, and millions of inputs"
 	@echo "make check     linters and types only"
@@ -30,6 +31,7 @@ help:
 	@echo "make bench-qemu those of machine qemu (about two)"
 	@echo "make bench-migrate what moving a guest costs, on both (about five)"
 	@echo "make bench-postcopy what asynchronous page faults are worth: small guests and Linux (about twenty)"
+	@echo "make bench-ras reports of hardware errors to Linux, and boots by DT, ACPI and UEFI (about three)"
 	@echo "make lock      resolve requirements.lock anew"
 	@echo "make clean     remove the environment and what was built"
 
@@ -55,6 +57,10 @@ test-linux: $(STAMP)
 linux-demo: $(STAMP)
 	@./tools/need-apt $(LINUX_NEEDS)
 	@$(BIN)/python guests/linux/demo.py
+
+ras-demo: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	@$(BIN)/python guests/linux/ras_demo.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -82,6 +88,11 @@ bench-postcopy: $(STAMP)
 	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
 	$(BIN)/sdeivirt bench postcopy linux --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
 	$(BIN)/sdeivirt bench lazy-restore
+
+bench-ras: $(STAMP)
+	@./tools/need-apt $(LINUX_NEEDS)
+	@$(BIN)/python guests/linux/fetch.py --kernel bookworm
+	$(BIN)/sdeivirt bench ras --kernel build/linux/bookworm/Image --initrd build/linux/bookworm/initrd.cpio.gz
 
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \

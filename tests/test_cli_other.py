@@ -19,10 +19,24 @@ from sdeivirt.cli.status import _show
 from sdeivirt.machine import FaultReport, MachineConfig
 from sdeivirt.sdei import EventDefinition
 
+from .acpi_reader import Hardware, read_root, u
 from .control_support import LIMIT, FakeMachine, cli, environment, read_tree
 
 VERBS = [
-    *("bench", "completion", "conform", "doctor", "fuzz", "inject", "migrate", "registers", "restore", "run", "save"),
+    *(
+        "bench",
+        "completion",
+        "conform",
+        "cper",
+        "doctor",
+        "fuzz",
+        "inject",
+        "migrate",
+        "registers",
+        "restore",
+        "run",
+        "save",
+    ),
     *("selftest", "serve", "status", "tables"),
 ]
 
@@ -69,7 +83,7 @@ def test_doctor_says_what_to_do_about_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_tables_to_a_file(tmp_path: Path) -> None:
-    assert main(["tables", "acpi", "-o", str(tmp_path / "sdei.aml")]) == 0
+    assert main(["tables", "acpi", "--only", "sdei", "-o", str(tmp_path / "sdei.aml")]) == 0
     assert (tmp_path / "sdei.aml").read_bytes()[:8] == b"SDEI" + struct.pack("<I", 36)
     words = ["--vcpus", "0x11", "--memory", "1G", "--conduit", "smc", "--append", "quiet", "--output"]
     assert main(["tables", "dt", *words, str(tmp_path / "sdei.dtb")]) == 0
@@ -80,22 +94,66 @@ def test_tables_to_a_file(tmp_path: Path) -> None:
     assert tree.get_property("reg", "/memory@40000000").data == [0, 0x4000_0000, 0, 0x4000_0000]
 
 
+def test_acpi_tables_to_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed says where they stand: read from there, each leads to the next."""
+    words = ["--vcpus", "3", "--memory", "96M", "--conduit", "smc"]
+    assert main(["tables", "acpi", *words, "-o", str(tmp_path / "new")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    pieces = {int(at, 16): Path(file).read_bytes() for at, _, _, file in lines}
+    assert [int(size) for _, size, _, _ in lines] == [len(data) for data in pieces.values()]
+    assert {Path(file).name for *_, file in lines} == {file.name for file in (tmp_path / "new").iterdir()}
+    found = read_root(Hardware(pieces), min(pieces))
+    assert {f"{name.lower()}.aml" for name in found} | {"rsdp.bin"} == {Path(file).name for *_, file in lines}
+    assert all(0x4000_0000 < at < 0x4600_0000 for at in pieces)
+    assert u(found["FACP"][1], 129, 2) == 1
+    assert len(found["APIC"][1]) == 84 + 3 * 80
+    # The same place is written over.
+    assert main(["tables", "acpi", "-o", str(tmp_path / "new")]) == 0
+    assert len((tmp_path / "new" / "apic.aml").read_bytes()) == 84 + 2 * 80
+
+
+def test_acpi_tables_name_the_sources_of_errors_that_are_defined(tmp_path: Path) -> None:
+    (tmp_path / "events.toml").write_text("[[event]]\nnumber = 9\n\n[[error-source]]\nevent = 9\nghes = 1\n")
+    words = ["--events", str(tmp_path / "events.toml"), "--error-source", "0x331:critical,number=5"]
+    assert main(["tables", "acpi", *words, "--only", "hest", "-o", str(tmp_path / "hest.aml")]) == 0
+    hest = (tmp_path / "hest.aml").read_bytes()
+    assert len(hest) == 40 + 64 + 92
+    # Type, number and event of each.
+    assert (u(hest, 40, 2), u(hest, 42, 2), u(hest, 80, 4)) == (9, 0, 9)
+    assert (u(hest, 104, 2), u(hest, 106, 2), u(hest, 144, 4)) == (10, 5, 0x331)
+
+
 def test_tables_to_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    for words in (["tables", "acpi"], ["tables", "acpi", "-o", "-"]):
-        assert main(words) == 0
+    for words in (["--only", "SDEI"], ["--only", "SDEI", "-o", "-"]):
+        assert main(["tables", "acpi", *words]) == 0
         assert len(capfdbinary.readouterr().out) == 36
+    assert main(["tables", "acpi", "--asl", "--vcpus", "3"]) == 0
+    assert capfdbinary.readouterr().out.count(b"ACPI0007") == 3
     assert main(["tables", "dt", "--node", "--conduit", "smc"]) == 0
     node = capfdbinary.readouterr().out.decode()
     assert node.split() == ["sdei", "{", "compatible", "=", '"arm,sdei-1.0";', "method", "=", '"smc";', "};"]
 
 
 def test_tables_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert main(["tables", "acpi", "-o", str(tmp_path / "no" / "file")]) == 2
-    assert "cannot write" in capsys.readouterr().err
-    assert main(["tables", "dt", "--append", "ü"]) == 2
-    assert "boot arguments" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    sdei = ("acpi", "--only", "SDEI")
+    for words, said in (
+        ((*sdei, "-o", str(tmp_path / "no" / "file")), "cannot write"),
+        (("dt", "--append", "ü"), "boot arguments"),
+        (("acpi",), "several tables: RSDP, DSDT, FACP, APIC, GTDT, SPCR, SDEI, HEST, XSDT"),
+        (("acpi", "-o", "-"), "several tables"),
+        (("acpi", "-o", str(tmp_path / "file")), "cannot make the directory"),
+        (("acpi", "-o", str(tmp_path / "no" / "directory")), "cannot make the directory"),
+        (("acpi", "--only", "PPTT", "-o", "-"), "there is no table 'PPTT'"),
+        (("acpi", "--only", "SDEI", "--asl"), "do not go together"),
+        (("acpi", "--vcpus", "65", "-o", str(tmp_path)), "cannot have 65 vCPUs"),
+        (("acpi", "--event", "7", "--event", "7", "-o", str(tmp_path)), "defined twice"),
+        (("acpi", "--error-source", "0", "-o", str(tmp_path)), "cannot be announced by event 0"),
+    ):
+        assert main(["tables", *words]) == 2
+        assert said in capsys.readouterr().err
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert main(["tables", "acpi"]) == 2
+    assert main(["tables", *sdei]) == 2
     assert "nothing for a terminal" in capsys.readouterr().err
 
 

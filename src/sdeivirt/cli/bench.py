@@ -186,6 +186,32 @@ def _write_all(rows: Sequence[Row], points: Sequence[dict[str, Any]], json_: Pat
     print(render(rows))
 
 
+@app.command
+def ras(
+    *,
+    kernel: Annotated[Path | None, Parameter(help="The Image that guests/linux/fetch.py makes.")] = None,
+    initrd: Annotated[Path | None, Parameter(help="Its initrd.cpio.gz.")] = None,
+    uefi: Annotated[Path | None, Parameter(help="The UEFI firmware; that of qemu-efi-aarch64 if there is.")] = None,
+    rounds: Annotated[int, Parameter(help="How often each boot is measured; reports by the hundred.")] = 5,
+    quick: Annotated[bool, Parameter(help="Fewer reports: a look, not a figure.", negative="")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON.", negative="")] = False,
+) -> int:
+    """Measure how long a report of a hardware error takes to reach Linux, and what it costs to boot by ACPI.
+
+    A report is measured from its injection until the handler that has read it completes, on an idle guest and
+    on a loaded one, against an event to a client. Boots are by device tree, ACPI and UEFI, in turn.
+    """
+    from ..benchmarks.ras import measure
+
+    files = _linux_files("qemu", rounds, kernel, initrd)
+    if files is None:
+        raise UsageError(
+            "errors are reported to Linux, which needs its files", "guests/linux/fetch.py; --kernel, --initrd"
+        )
+    rows = measure(rounds, quick, files, uefi, lambda what: print(what, file=sys.stderr, flush=True))
+    return _report(rows, json_, False)
+
+
 @app.command(name="lazy-restore")
 def lazy_restore(
     machine: Annotated[Literal["unicorn", "qemu"], Parameter(help="Which machine is measured.")] = "unicorn",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel needs from UEFI to find ACPI, without there being any UEFI. UEFI 2.7, 4.3 and 7.2.
+"""What a kernel needs from UEFI to find ACPI, without there being any UEFI. UEFI 2.8, 4.3, 4.6 and 7.2.
 
 A system table whose configuration table names the RSDP, and a memory map: /chosen tells a kernel where
 they are, as for the first guest of a Xen host (Documentation/arch/arm/uefi.rst in Linux). No runtime
@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import struct
 import uuid
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,9 @@ _WRITE_BACK = 8
 # Signature, revision, header size, CRC, reserved, vendor, vendor's revision, console handles and protocols, runtime,
 # boot services, number of configuration tables, where they are.
 _SYSTEM_TABLE = struct.Struct("<QIIII QI4x 6Q QQ QQ")
+_CRC = 16
 _SIGNATURE = 0x5453_5953_2049_4249
-_REVISION = 2 << 16 | 70
+_REVISION = 2 << 16 | 80
 _CONFIGURATION = struct.Struct("<16sQ")
 _VENDOR = "sdeivirt\0".encode("utf-16-le")
 
@@ -42,7 +44,7 @@ DESCRIPTOR_VERSION = 1
 
 
 class EfiMemory(enum.IntEnum):
-    """Types of memory, UEFI 2.7, 7.2."""
+    """Types of memory, UEFI 2.8, 7.2."""
 
     LOADER_DATA = 2
     CONVENTIONAL = 7
@@ -76,10 +78,13 @@ def system_table(address: int, rsdp: int) -> bytes:
     reserved = properties + -(-len(_NO_SERVICES) // 16) * 16
     configuration = ((_ACPI_20, rsdp), (_RUNTIME_PROPERTIES, properties), (_LINUX_MEMRESERVE, reserved))
     table = bytearray(reserved + len(_NOTHING_RESERVED) - address)
-    header = _SYSTEM_TABLE.pack(
-        _SIGNATURE, _REVISION, _SYSTEM_TABLE.size, 0, 0, vendor, 1, *[0] * 8, len(configuration), entries
+    header = bytearray(
+        _SYSTEM_TABLE.pack(
+            _SIGNATURE, _REVISION, _SYSTEM_TABLE.size, 0, 0, vendor, 1, *[0] * 8, len(configuration), entries
+        )
     )
-    parts = [(address, header), (vendor, _VENDOR), (properties, _NO_SERVICES), (reserved, _NOTHING_RESERVED)]
+    struct.pack_into("<I", header, _CRC, zlib.crc32(header))
+    parts = [(address, bytes(header)), (vendor, _VENDOR), (properties, _NO_SERVICES), (reserved, _NOTHING_RESERVED)]
     parts += [
         (entries + i * _CONFIGURATION.size, _CONFIGURATION.pack(guid.bytes_le, where))
         for i, (guid, where) in enumerate(configuration)

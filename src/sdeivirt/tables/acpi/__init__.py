@@ -11,7 +11,7 @@ link.py       all of them at their addresses, with XSDT and RSDP
 
 from __future__ import annotations
 
-from .link import AcpiTables, make_tables
+from .link import AcpiTables, asl, make_tables
 from .platform import SDEI_TABLE_SIZE, sdei_table
 
-__all__ = ["SDEI_TABLE_SIZE", "AcpiTables", "make_tables", "sdei_table"]
+__all__ = ["SDEI_TABLE_SIZE", "AcpiTables", "asl", "make_tables", "sdei_table"]

@@ -11,15 +11,15 @@ from ...ras.sources import ErrorSource
 from ...ras.window import Window
 from ...smccc.ids import Conduit
 from ..devicetree import GICD, GICR, UART_BASE, UART_SIZE
-from .dsdt import dsdt
+from .dsdt import dsdt, source
 from .hest import hest
 from .platform import fadt, gtdt, madt, sdei_table, spcr
 from .table import OEM_ID, checksum, make_table
 
-__all__ = ["AcpiTables", "make_tables"]
+__all__ = ["AcpiTables", "asl", "make_tables"]
 
 _ALIGN = 16
-_UART_INTID = 33
+_UART = (UART_BASE, UART_SIZE, 33)
 
 # Signature, checksum of the first 20 bytes, OEM id, revision, RSDT, length, XSDT, checksum of all.
 _RSDP = struct.Struct("<8sB6sBIIQB3x")
@@ -77,8 +77,8 @@ def make_tables(
         at = -(-(at + len(table)) // _ALIGN) * _ALIGN
         return where
 
-    described = place(dsdt(len(affinities), UART_BASE, UART_SIZE, _UART_INTID))
-    roots = [fadt(described, conduit), madt(affinities, *gic), gtdt(), spcr(UART_BASE, _UART_INTID)]
+    described = place(dsdt(len(affinities), *_UART))
+    roots = [fadt(described, conduit), madt(affinities, *gic), gtdt(), spcr(UART_BASE, _UART[2])]
     if sdei:
         roots.append(sdei_table())
         if sources:
@@ -86,3 +86,8 @@ def make_tables(
     places = [place(table) for table in roots]
     tables.placed[base] = _rsdp(place(make_table(b"XSDT", 1, struct.pack(f"<{len(places)}Q", *places))))
     return tables
+
+
+def asl(cpus: int) -> str:
+    """The DSDT among the tables for that many processors, in ASL."""
+    return source(cpus, *_UART)

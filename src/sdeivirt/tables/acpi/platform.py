@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 
 from ...smccc.ids import Conduit
-from .table import DWORD_ACCESS, HEADER_SIZE, address_structure, make_table
+from .table import DWORD_ACCESS, HEADER_SIZE, OEM_TABLE_ID, address_structure, make_table
 
 __all__ = ["SDEI_TABLE_SIZE", "fadt", "gtdt", "madt", "sdei_table", "spcr"]
 
@@ -20,7 +20,9 @@ SDEI_TABLE_SIZE = HEADER_SIZE
 _FADT_SIZE = 276
 _FADT_FLAGS = 112
 _FADT_ARM_BOOT = 129
+_FADT_MINOR = 131
 _FADT_X_DSDT = 140
+_FADT_HYPERVISOR = 268
 _HW_REDUCED = 1 << 20
 _LOW_POWER_S0_IDLE = 1 << 21
 _PSCI_COMPLIANT = 1
@@ -35,8 +37,9 @@ _ENABLED = 1
 _PMU_INTID = 23
 GICR_SIZE = 0xF6_0000
 
-# GTDT, 5.2.24: counter, reserved, four timers (interrupt, flags), counter to read, platform timers.
-_GTDT = struct.Struct("<QI8IQII")
+# GTDT, 5.2.24: counter, reserved, four timers (interrupt, flags), counter to read, platform timers, and EL2's virtual
+# timer, which a guest at EL1 has not.
+_GTDT = struct.Struct("<QI8IQII8x")
 _NO_ADDRESS = (1 << 64) - 1
 _SECURE, _NON_SECURE, _VIRTUAL, _EL2 = 29, 30, 27, 26
 _ALWAYS_ON_LEVEL_HIGH = 4
@@ -58,12 +61,14 @@ def sdei_table() -> bytes:
 
 
 def fadt(dsdt: int, conduit: Conduit) -> bytes:
-    """FADT: hardware-reduced ACPI, PSCI by that conduit, and where the DSDT is."""
+    """FADT of ACPI 6.3: hardware-reduced, PSCI by that conduit, where the DSDT is, and who is the hypervisor."""
     table = bytearray(_FADT_SIZE)
     boot = _PSCI_COMPLIANT | (_PSCI_USE_HVC if conduit is Conduit.HVC else 0)
     struct.pack_into("<I", table, _FADT_FLAGS, _HW_REDUCED | _LOW_POWER_S0_IDLE)
     struct.pack_into("<H", table, _FADT_ARM_BOOT, boot)
+    struct.pack_into("<B", table, _FADT_MINOR, 3)
     struct.pack_into("<Q", table, _FADT_X_DSDT, dsdt)
+    struct.pack_into("<8s", table, _FADT_HYPERVISOR, OEM_TABLE_ID)
     return make_table(b"FACP", 6, bytes(table[HEADER_SIZE:]))
 
 
@@ -74,13 +79,13 @@ def madt(affinities: Sequence[int], distributor: int, redistributors: int) -> by
         body += _GICC.pack(
             0xB, _GICC.size, 0, i, i, _ENABLED, 0, _PMU_INTID, 0, 0, 0, 0, 0, 0, affinity, 0, 0, 0
         )  # fmt: skip
-    return make_table(b"APIC", 4, body + _GICR.pack(0xE, _GICR.size, 0, redistributors, GICR_SIZE))
+    return make_table(b"APIC", 5, body + _GICR.pack(0xE, _GICR.size, 0, redistributors, GICR_SIZE))
 
 
 def gtdt() -> bytes:
     """GTDT: the architecture's timers."""
     timers = [word for intid in (_SECURE, _NON_SECURE, _VIRTUAL, _EL2) for word in (intid, _ALWAYS_ON_LEVEL_HIGH)]
-    return make_table(b"GTDT", 2, _GTDT.pack(_NO_ADDRESS, 0, *timers, _NO_ADDRESS, 0, 0))
+    return make_table(b"GTDT", 3, _GTDT.pack(_NO_ADDRESS, 0, *timers, _NO_ADDRESS, 0, 0))
 
 
 def spcr(uart: int, intid: int) -> bytes:

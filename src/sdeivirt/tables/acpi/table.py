@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["HEADER_SIZE", "QWORD_ACCESS", "address_structure", "checksum", "make_table"]
+__all__ = [
+    "DWORD_ACCESS",
+    "HEADER_SIZE",
+    "OEM_ID",
+    "OEM_TABLE_ID",
+    "QWORD_ACCESS",
+    "address_structure",
+    "checksum",
+    "make_table",
+]
 
 # Signature, length, revision, checksum, OEM id, OEM table id, OEM revision, creator, creator revision.
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
@@ -13,7 +22,7 @@ _CHECKSUM = 9
 HEADER_SIZE = _HEADER.size
 
 OEM_ID = b"SDEIVT"
-_OEM_TABLE_ID = b"SDEIVIRT"
+OEM_TABLE_ID = b"SDEIVIRT"
 _CREATOR = b"SDVT"
 
 # Generic address structure: space, width in bits, offset, access size, address.
@@ -31,7 +40,7 @@ def checksum(data: bytes | bytearray) -> int:
 def make_table(signature: bytes, revision: int, body: bytes) -> bytes:
     """A table: 36 bytes of header, then its body."""
     size = HEADER_SIZE + len(body)
-    table = bytearray(_HEADER.pack(signature, size, revision, 0, OEM_ID, _OEM_TABLE_ID, 1, _CREATOR, 1) + body)
+    table = bytearray(_HEADER.pack(signature, size, revision, 0, OEM_ID, OEM_TABLE_ID, 1, _CREATOR, 1) + body)
     table[_CHECKSUM] = checksum(table)
     return bytes(table)
 
