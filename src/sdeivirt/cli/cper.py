@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sdeivirt cper`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from ..errors import UsageError
+from ..files import read_regular
+from .options import Json, Number
+
+__all__ = ["app"]
+
+app = App(name="cper", help="Read and write reports of hardware errors (UEFI's CPER, ACPI's error status blocks).")
+
+_STANDARD = "-"
+_TOO_BIG = "a report is some KiB"
+
+Input = Annotated[Path, Parameter(allow_leading_hyphen=True)]
+Output = Annotated[
+    Path | None, Parameter(alias="-o", allow_leading_hyphen=True, help="The file to write; - is standard output.")
+]
+
+
+def _read(path: Path) -> bytes:
+    """The whole of a file, or of standard input. Raises CperError."""
+    from ..ras.cper import MAX_SIZE, CperError
+
+    hint = "name a file with a report: an error status block, or an error record"
+    if str(path) == _STANDARD:
+        data = sys.stdin.buffer.read(MAX_SIZE + 1)
+        if len(data) > MAX_SIZE:
+            raise CperError(f"standard input has more than {MAX_SIZE >> 20} MiB", _TOO_BIG)
+        return data
+    return read_regular(path, MAX_SIZE, CperError, hint, _TOO_BIG)
+
+
+def _write(data: bytes, output: Path | None) -> None:
+    if output is None and sys.stdout.isatty():
+        raise UsageError("a binary report is nothing for a terminal", "name a file with -o FILE, or insist with -o -")
+    if output is None or str(output) == _STANDARD:
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file") from error
+
+
+@app.command
+def decode(file: Input, /, *, json_: Json = False) -> None:
+    """Show what a report says, as Linux prints it: its lines, from what follows "[Hardware Error]:".
+
+    Parameters
+    ----------
+    file
+        A generic error status block (ACPI), as a source reports it; or an error record with
+        the signature CPER (UEFI), as ERST stores it. - is standard input.
+    """
+    from ..ras.cper import CperRecord, decode, describe, render
+
+    decoded = decode(_read(file))
+    if json_:
+        print(json.dumps(describe(decoded), indent=2))
+        return
+    if isinstance(decoded, CperRecord):
+        print(f"record {decoded.record_id:#x}, creator {decoded.creator_id}, notification {decoded.notification}")
+    print("\n".join(render(decoded)))
+
+
+@app.command
+def encode(
+    kind: Literal["memory", "processor", "pcie"],
+    /,
+    *,
+    severity: Literal["corrected", "recoverable", "fatal", "informational"],
+    address: Number | None = None,
+    threshold_exceeded: bool = False,
+    part: Literal["cache", "tlb", "bus"] = "cache",
+    mpidr: Number | None = None,
+    midr: Number | None = None,
+    fru_text: str | None = None,
+    output: Output = None,
+) -> None:
+    """Write a report as firmware would make it: a generic error status block, for inject-error --record.
+
+    Parameters
+    ----------
+    kind
+        What is broken: memory, processor or pcie.
+    severity
+        How bad it is.
+    address
+        The physical address: of the memory, of the fault, or of what the PCIe packet was to read.
+    threshold_exceeded
+        Say that there were too many errors of the kind.
+    part
+        What of the processor is broken.
+    mpidr
+        Which processor it is.
+    midr
+        Of which make it is.
+    fru_text
+        The name of the part that can be replaced, up to 20 characters.
+    """
+    from ..ras.cper import Severity, make_block
+
+    if kind != "processor" and (mpidr is not None or midr is not None or part != "cache"):
+        raise UsageError(f"an error of {kind} has no --part, --mpidr and --midr", "they are for processor")
+    block = make_block(
+        kind,
+        Severity.parse(severity),
+        address=address,
+        threshold_exceeded=threshold_exceeded,
+        mpidr=mpidr,
+        midr=midr,
+        part=part,
+        fru_text=fru_text,
+    )
+    _write(block.encode(), output)
