@@ -153,7 +153,7 @@ def test_query_commands_names_all(qmp: Qmp) -> None:
     names = [command["name"] for command in qmp.execute("query-commands")["return"]]
     assert names == [
         *("qmp_capabilities", "query-version", "query-commands", "query-status", "query-vm"),
-        *("inject-event", "cancel-event", "stop", "cont"),
+        *("inject-event", "cancel-event", "inject-error", "withdraw-error", "find-victims", "stop", "cont"),
         *("migrate", "query-migrate", "migrate-cancel", "migrate-recover", "migrate-take-back"),
         *("list-registers", "get-register", "dump-registers", "set-registers", "load-registers", "quit"),
     ]

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from .machine_support import NEEDS_QEMU
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.machine
+@pytest.mark.qemu
+@NEEDS_QEMU
 def test_the_blocks_of_the_library_page_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) >= 4

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* From the device tree to guest_main(), and from guest_main() to the end of the run. */
+/* From the device tree, or ACPI's tables, to guest_main(), and from guest_main() to the end of the run. */
+#include "acpi.h"
 #include "fdt.h"
 #include "guest.h"
 #include "sdei.h"
@@ -101,6 +102,23 @@ static void read_cpus(const struct fdt *f)
 	}
 }
 
+/* A device tree with nothing but /chosen: the rest is told by the tables that it leads to. */
+static bool boots_by_acpi(const struct fdt *f)
+{
+	u32 chosen, len;
+	const u8 *p;
+	u64 at = 0;
+
+	if (!find_node(f, "/chosen", &chosen))
+		return false;
+	p = fdt_prop(f, chosen, "linux,uefi-system-table", &len);
+	if (!p || len != 8)
+		return false;
+	for (u32 i = 0; i < len; i++)
+		at = at << 8 | p[i];
+	return acpi_open(at);
+}
+
 static bool conduit_is_smc(const struct fdt *f, u32 node, const char *path)
 {
 	if (fdt_prop_is(f, node, "method", "smc"))
@@ -110,12 +128,28 @@ static bool conduit_is_smc(const struct fdt *f, u32 node, const char *path)
 	return false;
 }
 
+static void read_tree(const struct fdt *f)
+{
+	u32 node;
+
+	/* The conduit first: without it even a failure cannot power off. */
+	if (!find_node(f, "/psci", &node))
+		result_failed("no /psci in the device tree");
+	machine.psci_smc = conduit_is_smc(f, node, "/psci");
+	read_chosen(f);
+	if (machine.uart != UART_DEFAULT)
+		uart_init(machine.uart);
+	machine.has_sdei = find_node(f, "/firmware/sdei", &node);
+	if (machine.has_sdei)
+		machine.sdei_smc = conduit_is_smc(f, node, "/firmware/sdei");
+	read_cpus(f);
+}
+
 __attribute__((noreturn)) void boot(u64 dtb, u64 current_el)
 {
 	struct cpu *cpu = NULL;
 	struct fdt f;
 	u64 mpidr;
-	u32 node;
 
 	uart_init(UART_DEFAULT);
 	if (current_el != 1 << 2) {
@@ -129,26 +163,21 @@ __attribute__((noreturn)) void boot(u64 dtb, u64 current_el)
 	if (!fdt_open(&f, machine.dtb))
 		result_failed("no device tree");
 
-	/* The conduit first: without it even a failure cannot power off. */
-	if (!find_node(&f, "/psci", &node))
-		result_failed("no /psci in the device tree");
-	machine.psci_smc = conduit_is_smc(&f, node, "/psci");
 	machine.uart = UART_DEFAULT;
-	read_chosen(&f);
-	if (machine.uart != UART_DEFAULT)
-		uart_init(machine.uart);
-	machine.has_sdei = find_node(&f, "/firmware/sdei", &node);
-	if (machine.has_sdei)
-		machine.sdei_smc = conduit_is_smc(&f, node, "/firmware/sdei");
+	if (boots_by_acpi(&f)) {
+		acpi_describe();
+		read_chosen(&f);
+	} else {
+		read_tree(&f);
+	}
 	machine_sdei_smc = machine.sdei_smc;
-	read_cpus(&f);
 
 	__asm__ volatile("mrs %0, mpidr_el1" : "=r"(mpidr));
 	for (u32 i = 0; i < machine.nr_cpus; i++)
 		if (cpus[i].mpidr == (mpidr & AFFINITY))
 			cpu = &cpus[i];
 	if (!cpu)
-		result_failed("the boot CPU, affinity 0x%lx, is not in /cpus", mpidr & AFFINITY);
+		result_failed("the boot CPU, affinity 0x%lx, is not among those there are", mpidr & AFFINITY);
 	/*
 	 * From here on an exception starts over on this CPU's own stack.  We stay on the stack of CPU#0, so that CPU#0
 	 * has to be us.

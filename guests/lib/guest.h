@@ -11,6 +11,7 @@
 #include "config.h"
 
 typedef uint8_t u8;
+typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 typedef int64_t s64;
@@ -44,7 +45,7 @@ static inline struct cpu *this_cpu(void)
 	return (struct cpu *)p;
 }
 
-/* What the device tree says; filled in before guest_main() runs. */
+/* What the device tree says, or ACPI's tables; filled in before guest_main() runs. */
 struct machine {
 	u64 dtb;		/* the device tree's address */
 	u64 uart;

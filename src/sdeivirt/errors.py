@@ -14,6 +14,7 @@ the person or program on the host side does wrong is one of these:
      +-- StateError                   right question, wrong moment               (exit 1)
      |    +-- NotRegisteredError      the guest has no handler for the event
      |    +-- EventRunningError       cancel of an event whose handler runs
+     |    +-- BusyError               the guest has not read the error that was reported before
      |    +-- FrozenError             a change that is refused after the first run
      |    +-- MovedError              the guest runs somewhere else by now
      +-- MigrationError               a guest could not be moved, saved or restored  (exit 1)
@@ -43,6 +44,7 @@ __all__ = [
     "StateError",
     "NotRegisteredError",
     "EventRunningError",
+    "BusyError",
     "FrozenError",
     "MovedError",
     "MigrationError",
@@ -105,6 +107,10 @@ class NotRegisteredError(StateError):
 
 class EventRunningError(StateError):
     """An event cannot be cancelled while its handler runs."""
+
+
+class BusyError(StateError):
+    """A source's report has not been acknowledged, and the caller did not want to wait."""
 
 
 class FrozenError(StateError):

@@ -39,6 +39,8 @@ _VERBS = {
     "conform": "conform:conform",
     "run": "run:run",
     "inject": "inject:inject",
+    "inject-error": "inject_error:inject_error",
+    "cper": "cper:app",
     "status": "status:status",
     "registers": "registers:registers",
     "migrate": "migrate:migrate",

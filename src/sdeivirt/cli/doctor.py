@@ -99,6 +99,15 @@ def _qemu_boots() -> _Finding:
     return _boots("qemu", "limited")  # the other machine needs none of it
 
 
+def _uefi() -> _Finding:
+    from ..machine.qemu import find_firmware
+
+    try:
+        return _Finding("UEFI firmware", "ok", str(find_firmware()))
+    except SdeivirtError as error:
+        return _Finding("UEFI firmware", "limited", error.message, error.hint)
+
+
 def _runtime() -> _Finding:
     from ..control.runtime import runtime_root
 
@@ -122,6 +131,7 @@ _CHECKS: tuple[Callable[[], _Finding], ...] = (
     _guests,
     _unicorn_boots,
     _qemu_boots,
+    _uefi,
     _runtime,
     _others,
 )

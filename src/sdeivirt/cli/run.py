@@ -18,8 +18,9 @@ from ..errors import UsageError
 from ..guests import GUESTS, guest_path
 from ..machine import MachineConfig, open_machine
 from ..migration.wants import PREFETCH
-from ..ras.sources import STANDARD_EVENTS, STANDARD_SOURCES, ErrorSource
-from ..sdei.events import EVENT_0, load_events, parse_event
+from ..ras.definitions import load_definitions, parse_error_source, settle, standard
+from ..ras.sources import ErrorSource
+from ..sdei.events import EVENT_0, EventDefinition, parse_event
 from ..smccc.ids import Conduit
 from .options import MachineOptions, Number, OptionalSize, PlaceOptions, Seconds, disable_services, policy_named
 from .receive import receive
@@ -41,6 +42,7 @@ def run(
     append: str = "",
     event: list[str] | None = None,
     events: Path | None = None,
+    error_source: list[str] | None = None,
     private_slots: Number | None = None,
     shared_slots: Number | None = None,
     disable: list[str] | None = None,
@@ -73,7 +75,7 @@ def run(
         For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
-        hypercalls, listen, bench, hostile, mover; interrupts and reach on machine qemu.
+        hypercalls, listen, bench, hostile, mover; interrupts and reach on machine qemu, ghes with --firmware acpi.
     kernel
         An arm64 Image instead.
     name
@@ -86,7 +88,11 @@ def run(
         Define an event, such as 0x40000010:shared,critical,interrupt=40; any
         number of times.
     events
-        Define the events of a TOML file.
+        Define the events and the sources of errors of a TOML file.
+    error_source
+        Define a source of hardware errors by its event, such as 0x324:shared,critical,ghes=1; any
+        number of times. It defines the event as well, unless that has been defined. With
+        --firmware acpi or uefi; events 0x324 (normal) and 0x325 (critical) where none is defined.
     private_slots
         How many PPIs the guest can bind, instead of the policy's number.
     shared_slots
@@ -106,7 +112,7 @@ def run(
         An initial RAM disk (machine qemu).
     firmware
         What tells the guest of its machine: a device tree, ACPI tables, or UEFI firmware with ACPI
-        tables (machine qemu). With acpi and uefi there are sources of hardware errors: see inject-error.
+        tables (machine qemu). With acpi and uefi there are sources of hardware errors, for inject-error.
     uefi
         The UEFI firmware, an EDK2 build for QEMU's virt board; by default that of the package qemu-efi-aarch64.
     console
@@ -139,6 +145,7 @@ def run(
             raise UsageError("what QEMU would be given comes with the guest", "leave --dry-run out")
         for given, what in (
             (guest, "--guest"), (kernel, "--kernel"), (append, "--append"), (event, "--event"), (events, "--events"),
+            (error_source, "--error-source"),
             (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
             (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
             (firmware != "dt", "--firmware"),
@@ -166,10 +173,7 @@ def run(
     policy = policy_named(options.policy)
     if memory is None:
         memory = _KERNEL_MEMORY if kernel is not None and options.kind == "qemu" else _GUEST_MEMORY
-    defined = (*(load_events(events) if events else ()), *map(parse_event, event or ()))
-    sources: tuple[ErrorSource, ...] = ()
-    if firmware != "dt":
-        defined, sources = (*defined, *STANDARD_EVENTS), STANDARD_SOURCES
+    defined, sources = _events(events, event or [], error_source or [], firmware)
     config = MachineConfig(
         name=name,
         vcpus=options.vcpus,
@@ -204,7 +208,10 @@ def run(
             terminal.say(f"VM {name!r}: control directory {directory.path}")
             first = config.events[0] if config.events else EVENT_0
             fifo = "" if first.shared else f" or `echo {first.number:#x} > {directory.fifo(0)}`"
-            terminal.say(f"inject with `sdeivirt inject {name} {first.number:#x}`{fifo}")
+            if config.error_sources and first.number == config.error_sources[0].event:
+                terminal.say(f"report errors with `sdeivirt inject-error {name} memory --severity corrected`")
+            else:
+                terminal.say(f"inject with `sdeivirt inject {name} {first.number:#x}`{fifo}")
             for line in machine.hints():
                 terminal.say(line)
             if console is not None:
@@ -215,6 +222,20 @@ def run(
                 terminal.say("an Image on machine unicorn: for a Linux kernel add --machine qemu")
 
         return finish(name, run_vm(machine, directory, terminal, timeout, ready), terminal, timeout)
+
+
+def _events(
+    file: Path | None, events: list[str], sources: list[str], firmware: str
+) -> tuple[tuple[EventDefinition, ...], tuple[ErrorSource, ...]]:
+    """The events and the sources of errors of a machine. Raises EventFileError, UsageError."""
+    from_file, sources_from_file = load_definitions(file) if file is not None else ([], [])
+    defined = (*from_file, *map(parse_event, events))
+    given = [*sources_from_file, *map(parse_error_source, sources)]
+    if firmware == "dt" and given:
+        raise UsageError("a device tree tells the guest of no sources of errors", "add --firmware acpi")
+    if firmware == "dt" or given:
+        return settle(defined, given)
+    return standard(defined)
 
 
 def _firmware(firmware: str, uefi: Path | None) -> dict[str, Any]:

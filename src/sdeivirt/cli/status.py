@@ -15,7 +15,8 @@ from rich.text import Text
 from ..control.client import VmClient
 from ..control.runtime import RunningVm, find_vm, running_vms
 from ..errors import SdeivirtError
-from ..machine.report import AsyncPfStatus, EventStatus, HandlerReport, PeStatus, VmStatus
+from ..machine.report import AsyncPfStatus, ErrorSourceStatus, EventStatus, HandlerReport, PeStatus, VmStatus
+from ..ras.outcome import REASONS
 from .options import Json, VmName
 from .output import flags, ranges, show, table
 
@@ -136,6 +137,8 @@ def _show(report: VmStatus, fold: bool, moving: str = "") -> None:
         parts += ["", _handlers(report.events, fold)]
     if report.async_pf:
         parts += ["", _async_pf(report.async_pf, fold)]
+    if report.error_sources:
+        parts += ["", _error_sources(report.error_sources, report.events)]
     for fault in report.faults:
         parts += ["", Text(fault.render(), overflow="ignore", no_wrap=True)]
     show(*parts)
@@ -166,6 +169,17 @@ def _async_pf(vcpus: list[AsyncPfStatus], fold: bool) -> Table:
         counts = (one.told, one.answered, one.refused, one.outstanding, one.ready, one.waits)
         by = {"sdei": "event", "ppi": "PPI"}.get(one.transport, "-")
         made.add_row(ranges(each.vcpu for each in group), by, *map(str, counts))
+    return made
+
+
+def _error_sources(sources: list[ErrorSourceStatus], events: list[EventStatus]) -> Table:
+    made = table("Error sources", "source", "event", "GHES", "reported", "acknowledged", "lost", "queued", "state")
+    registered = {event.number for event in events if any(handler.registered for handler in event.handlers)}
+    for one in sources:
+        counts = map(str, (one.reported, one.acknowledged, one.lost, one.queued))
+        free = "free" if one.event in registered else REASONS["unregistered"]
+        state = REASONS.get(one.state, one.state) if one.state else free
+        made.add_row(str(one.number), f"{one.event:#x}", f"version {one.ghes}", *counts, state)
     return made
 
 

@@ -14,9 +14,11 @@ merely injects does not wait for them.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
+import os
 import tempfile
 import time
 import weakref
@@ -35,6 +37,9 @@ from .runtime import RunningVm, find_vm
 if TYPE_CHECKING:
     from ..machine.report import VmStatus
     from ..migration.status import MigrationStatus
+    from ..ras.desk import Encodable
+    from ..ras.outcome import Outcome as ErrorOutcome
+    from ..ras.victims import Victim
     from ..sdei.service import Injection
 
 __all__ = ["VmClient", "status_from_json"]
@@ -59,7 +64,15 @@ def _record(kind: Callable[..., T], data: Mapping[str, Any], **replaced: Any) ->
 
 def status_from_json(data: Mapping[str, Any]) -> VmStatus:
     """The record that `query-vm` wrote down."""
-    from ..machine.report import AsyncPfStatus, EventStatus, FaultReport, HandlerReport, PeStatus, VmStatus
+    from ..machine.report import (
+        AsyncPfStatus,
+        ErrorSourceStatus,
+        EventStatus,
+        FaultReport,
+        HandlerReport,
+        PeStatus,
+        VmStatus,
+    )
 
     return _record(
         VmStatus,
@@ -71,6 +84,7 @@ def status_from_json(data: Mapping[str, Any]) -> VmStatus:
         ],
         faults=[_record(FaultReport, fault) for fault in data["faults"]],
         async_pf=[_record(AsyncPfStatus, each) for each in data.get("async_pf", [])],
+        error_sources=[_record(ErrorSourceStatus, each) for each in data.get("error_sources", [])],
     )
 
 
@@ -144,9 +158,9 @@ class VmClient:
         pid = f" (pid {self.vm.pid})" if self.vm.pid else ""
         return EnvironmentUnavailableError(f"the VM {self.vm.name!r}{pid} does not answer", "is its process stopped?")
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Coroutine[Any, Any, T], patience: float | None = None) -> T:
         try:
-            return self._runner.run(asyncio.wait_for(work, self._patience))
+            return self._runner.run(asyncio.wait_for(work, self._patience if patience is None else patience))
         except ExecuteError as error:
             raise _error(cast("Mapping[str, Any]", error.received["error"])) from None
         except TimeoutError as error:
@@ -156,13 +170,16 @@ class VmClient:
 
     def execute(self, command: str, **arguments: object) -> Any:
         """Run any command of the control socket; its return value. Arguments that are None are left out."""
+        return self._execute(command, arguments, None)
+
+    def _execute(self, command: str, arguments: Mapping[str, object], patience: float | None) -> Any:
         given = {name: value for name, value in arguments.items() if value is not None}
         if len(json.dumps(given)) > MAX_MESSAGE - _HEADROOM:
             raise UsageError(
                 f"the arguments of {command} are longer than the {MAX_MESSAGE >> 10} KiB that a message may have",
                 "give them in parts, or in a file where the command takes one",
             )
-        return self._run(self._qmp.execute(command, given))
+        return self._run(self._qmp.execute(command, given), patience)
 
     def inject(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Injection:
         """As :meth:`Machine.inject`, with the same errors."""
@@ -173,6 +190,46 @@ class VmClient:
     def cancel(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> bool:
         """As :meth:`Machine.cancel`, with the same errors."""
         return bool(self.execute("cancel-event", event=event, vcpu=vcpu, affinity=affinity)["cancelled"])
+
+    def inject_error(
+        self,
+        block: bytes | Encodable,
+        source: int = 0,
+        vcpu: int | None = None,
+        *,
+        when_busy: str = "wait",
+        limit: float = 10.0,
+    ) -> ErrorOutcome:
+        """As :meth:`Machine.inject_error`, with the same errors."""
+        from ..ras.outcome import Outcome as ErrorOutcome
+
+        data = bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
+        done = self.report_error(
+            limit, block=base64.b64encode(data).decode(), source=source, vcpu=vcpu, when_busy=when_busy
+        )
+        return _record(ErrorOutcome, done)
+
+    def report_error(self, limit: float = 10.0, **arguments: object) -> dict[str, Any]:
+        """The command `inject-error` with its arguments, underscores for dashes: `kind`, `severity`, ...; its return.
+
+        The VM may take `limit` seconds longer to answer than for other commands. Whoever
+        interrupts this calls the report off, if the guest has not been told.
+        """
+        given = {name.replace("_", "-"): value for name, value in arguments.items()}
+        given["time-limit"] = max(1, round(limit * 1000))
+        given["tag"] = tag = f"{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            return cast("dict[str, Any]", self._execute("inject-error", given, limit + self._patience))
+        except KeyboardInterrupt:
+            with contextlib.suppress(SdeivirtError), VmClient(self.vm.name) as other:  # ours waits for its answer
+                other.execute("withdraw-error", tag=tag)
+            raise
+
+    def find_victims(self, pattern: str = "*") -> list[Victim]:
+        """Processes in the guest that watch a page for errors, by pid or by name as a shell would match it."""
+        from ..ras.victims import Victim
+
+        return [_record(Victim, each) for each in self.execute("find-victims", pattern=pattern)]
 
     def status(self) -> VmStatus:
         """As :meth:`Machine.status`."""

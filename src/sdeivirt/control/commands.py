@@ -7,6 +7,11 @@
     query-vm                                  every member of VmStatus
     inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
+    inject-error    kind, severity, [address | process, threshold-exceeded] | block (base64),
+                    [source, vcpu, when-busy (wait, fail, queue), time-limit (ms), tag]
+                                              what became of the report: the members of ras.outcome.Outcome
+    withdraw-error  tag                       withdrawn: whether that report still waited for its turn
+    find-victims    [pattern]                 a list of pid, name, address, virtual: guest processes that watch a page
     stop, cont                                as QEMU: pause and go on
     migrate         uri, [downtime-limit (ms), max-bandwidth (bytes/s), compress (level), tls-creds,
                     tls-hostname, insecure, stall-limit (ms), stop-first, stay, overwrite, postcopy (passes before it)]
@@ -41,6 +46,7 @@ from .. import __version__
 from ..errors import SdeivirtError, StateError, UsageError
 from ..machine import Machine
 from ..migration.source import SourceOptions
+from .hardware_errors import ErrorCommands
 from .migration import Migrations
 from .registers import RegisterCommands
 
@@ -194,6 +200,10 @@ class Commands:
         self._quit = quit
         self._run_state = asyncio.Lock()  # one stop or cont at a time
         registers = RegisterCommands(machine)
+        errors = ErrorCommands(machine)
+        error: dict[str, _Reader] = dict.fromkeys(("address", "source", "vcpu", "time-limit"), _number)
+        error |= dict.fromkeys(("kind", "severity", "process", "block", "when-busy", "tag"), _text)
+        error |= {"threshold-exceeded": _flag}
         event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
         how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
         how |= {"tls-hostname": _text, "stall-limit": _number, "postcopy": _number}
@@ -206,6 +216,9 @@ class Commands:
             "query-vm": _Command(self._query_vm),
             "inject-event": _Command(self._inject_event, event, target),
             "cancel-event": _Command(self._cancel_event, event, target),
+            "inject-error": _Command(errors.inject_error, {}, error),
+            "withdraw-error": _Command(errors.withdraw_error, {"tag": _text}),
+            "find-victims": _Command(errors.find_victims, {}, {"pattern": _text}),
             "stop": _Command(self._stop),
             "cont": _Command(self._cont),
             "migrate": _Command(self._migrate, {"uri": _text}, how),

@@ -10,6 +10,7 @@
     hostile      attacks of many kinds on its hypervisor: docs/hostile.md
     mover        checks its memory, registers and events while it is moved
     writer       writes memory at a given pace
+    ghes         takes hardware errors, and does with them what it is told; boots by ACPI
     tasks        a small kernel with tasks at EL0, which page faults need not hold up
 
 Their sources are in guests/ of the repository; the package's build compiles them.
@@ -24,7 +25,19 @@ from ..errors import EnvironmentUnavailableError, UsageError
 
 __all__ = ["GUESTS", "guest_path", "program_path"]
 
-GUESTS = ("selftest", "hypercalls", "listen", "bench", "interrupts", "reach", "hostile", "mover", "writer", "tasks")
+GUESTS = (
+    "selftest",
+    "hypercalls",
+    "listen",
+    "bench",
+    "interrupts",
+    "reach",
+    "hostile",
+    "mover",
+    "writer",
+    "tasks",
+    "ghes",
+)
 
 
 def guest_path(name: str) -> Path:

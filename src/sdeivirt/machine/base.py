@@ -32,7 +32,8 @@ from ..cpu import CpuFeatures
 from ..errors import StateError, StreamError, UsageError
 from ..firmware import Firmware
 from ..migration.sections import Section
-from ..ras.desk import ErrorDesk
+from ..ras.desk import Encodable, ErrorDesk
+from ..ras.outcome import Outcome as ErrorOutcome
 from ..ras.sources import ErrorSource, check_sources
 from ..registers.sections import FIRMWARE_SECTIONS, firmware_sections, load_firmware_sections
 from ..sdei import EventDefinition, Policy
@@ -476,6 +477,8 @@ class Machine(ABC):
         with self.lock:
             load_firmware_sections(self.firmware, [each for each in sections if each.name in FIRMWARE_SECTIONS])
         self._load_engine([each for each in sections if each.name not in FIRMWARE_SECTIONS])
+        with self.lock:
+            self.errors.arrived()
 
     @property
     def scheduler(self) -> str:
@@ -547,6 +550,42 @@ class Machine(ABC):
             if affinity is not None:
                 vcpu = sdei.pe_of_affinity(affinity).index
             return sdei.cancel(event, vcpu)
+
+    def inject_error(
+        self,
+        block: bytes | Encodable,
+        source: int = 0,
+        vcpu: int | None = None,
+        *,
+        when_busy: str = "wait",
+        limit: float = 10.0,
+    ) -> ErrorOutcome:
+        """Report a hardware error to the guest by one of its sources, and wait for what becomes of that.
+
+        `block` is a generic error status block, such as :func:`sdeivirt.ras.cper.make_block` makes. Where the
+        guest has not acknowledged the report before, `when_busy` says whether to "wait" for that, to "fail"
+        with BusyError, or to "queue" the report and wait for nothing. `vcpu` is for sources with a private event.
+        Raises UsageError, UnknownVcpuError, NotRegisteredError, StateError where the machine has stopped or
+        the guest is reset meanwhile, MovedError, and TimeLimitError after `limit` seconds.
+        """
+        return self.errors.submit(block, source, vcpu, when_busy=when_busy, limit=limit).result()
+
+    def inject_error_later(
+        self,
+        block: bytes | Encodable,
+        source: int = 0,
+        vcpu: int | None = None,
+        *,
+        when_busy: str = "wait",
+        limit: float = 10.0,
+    ) -> Future[ErrorOutcome]:
+        """:meth:`inject_error` for those who cannot wait."""
+        try:
+            return self.errors.submit(block, source, vcpu, when_busy=when_busy, limit=limit)
+        except Exception as error:
+            failed: Future[ErrorOutcome] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _alive(self) -> str:
         """The state, which is one with a guest."""

@@ -97,9 +97,10 @@ class ErrorSourceStatus:
     """A source of hardware errors.
 
     `state` is "" where nothing is under way, else why the last report has not been acknowledged: as
-    :attr:`Injection.waits`, or "unregistered", "delivered", "unread" (its handler has ended, and left it there).
-    `block_status` is the first word of its block. `queued` reports wait for their turn.
-    Counts: `reported` were put into the block, of these `acknowledged` by the guest.
+    :attr:`Injection.waits`, or one of those in :mod:`sdeivirt.ras.outcome`, such as "delivered", and "unread" (its
+    handler has ended, and left it there). `block_status` is the first word of its block. `queued` reports wait for
+    their turn. Counts: `reported` were put into the block, of these `acknowledged` by the guest; resets have
+    made an end of those that were `lost`.
     """
 
     number: int
@@ -111,6 +112,7 @@ class ErrorSourceStatus:
     queued: int
     reported: int
     acknowledged: int
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hardware errors that firmware reports and SDEI announces: ACPI's APEI, firmware first. No I/O here but in desk.py.
+"""Hardware errors that firmware reports and SDEI announces: ACPI's APEI, firmware first.
 
-sources.py   what an error source is: an event, a version of GHES
-window.py    the memory that a source shares with the guest: block, pointer, acknowledgement
-desk.py      reports on their way: one at a time for each source, and what became of each
+sources.py      what an error source is: an event, a version of GHES
+definitions.py  how users define them
+window.py       the memory that a source shares with the guest: block, pointer, acknowledgement
+desk.py         reports on their way: where a machine's sources are, and who reports
+line.py         ... one source: one report at a time, and what becomes of each
+slot.py         ... its block: whether it has been read, and if not, why
+outcome.py      ... that, in words
+victims.py      processes in the guest that wait for an error in their memory
+cper/           the records that say what is broken
 """

@@ -59,13 +59,22 @@ class Window:
     def fill(self, memory: Memory, block: bytes) -> bool:
         """Put a report in, whose acknowledgement is waited for from now on; False where the memory is not there.
 
-        The first word of the block, which says that there is one, is written last.
+        The first word of the block, which says that there is one, is written last. Where
+        it cannot be, nothing is waited for.
         """
-        return (
-            memory.write(self.acknowledge, bytes(8))
-            and memory.write(self.block + 4, block[4:])
-            and memory.write(self.block, block[:4])
-        )
+        if self.status(memory) is None:  # asks for that page
+            return False
+        if not memory.write(self.block + 4, block[4:]) or not memory.write(self.acknowledge, bytes(8)):
+            return False
+        if not memory.write(self.block, block[:4]):
+            self.empty(memory)
+            return False
+        return True
+
+    def empty(self, memory: Memory) -> None:
+        """Take a report back that the guest has not been told of."""
+        memory.write(self.block, bytes(4))
+        memory.write(self.acknowledge, _ACKNOWLEDGED.to_bytes(8, "little"))
 
     def status(self, memory: Memory) -> int | None:
         """The first word of the block: 0 when nothing is in it. None where the memory is not there."""

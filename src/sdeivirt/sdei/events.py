@@ -13,6 +13,8 @@ from a TOML file:
     priority = "critical"      # or "normal" (default)
     signalable = false         # may EVENT_SIGNAL raise it; private events only
     interrupt = 40             # bound interrupt: PPI 16-31 (private), SPI 32-1019 (shared)
+
+Sources of hardware errors, which events announce, are defined in the same file: see ras/definitions.py.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ __all__ = [
     "DYNAMIC_PRIVATE",
     "DYNAMIC_SHARED",
     "load_events",
+    "events_in",
     "parse_event",
+    "read_event_file",
     "check_events",
     "is_ppi",
     "is_spi",
@@ -150,8 +154,8 @@ def _from_table(table: dict[str, Any], where: str) -> EventDefinition:
     )
 
 
-def load_events(path: Path) -> list[EventDefinition]:
-    """Read a TOML file of `[[event]]` tables. Raises EventFileError with the file and the event named."""
+def read_event_file(path: Path, tables: Sequence[str] = ("event",)) -> dict[str, list[dict[str, Any]]]:
+    """The `[[...]]` tables of a TOML file, by the names that it may have. Raises EventFileError with the file named."""
     text = read_regular(path, MAX_FILE, EventFileError, "give the path of a TOML file", _EXAMPLE)
     for number, line in enumerate(text.split(b"\n"), 1):
         if line.count(b".") > _MAX_DOTS and not line.lstrip().startswith(b"#"):
@@ -164,19 +168,28 @@ def load_events(path: Path) -> list[EventDefinition]:
         raise EventFileError(f"{path} is no TOML file: {str(error)[:100]}", _EXAMPLE) from error
     except ValueError as error:  # int() refuses thousands of digits
         raise EventFileError(f"{path} holds a number that is too long", _EXAMPLE) from error
-    tables = document.get("event")
-    if not isinstance(tables, list):
-        raise EventFileError(f"{path} holds no [[event]] tables", _EXAMPLE)
-    if len(document) > 1:
-        other = next(key for key in document if key != "event")
-        raise EventFileError(f"{path} holds {_show(other)} beside its [[event]] tables", "remove it")
-    events = []
-    for position, table in enumerate(tables, 1):
-        where = f"{path}, event {position}"
-        if not isinstance(table, dict):
-            raise EventFileError(f"{where} is no table", _EXAMPLE)
-        events.append(_from_table(table, where))
-    return events
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in tables:
+        content = document.get(name, [])
+        if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
+            raise EventFileError(f"{path}: {name} is no list of tables", f"write [[{name}]]")
+        found[name] = content
+    named = " or ".join(f"[[{name}]]" for name in tables)
+    if not any(name in document for name in tables):
+        raise EventFileError(f"{path} holds no {named} tables", _EXAMPLE)
+    if other := [key for key in document if key not in tables]:
+        raise EventFileError(f"{path} holds {_show(other[0])} beside its {named} tables", "remove it")
+    return found
+
+
+def events_in(tables: Iterable[dict[str, Any]], path: Path) -> list[EventDefinition]:
+    """The events of `[[event]]` tables. Raises EventFileError with the file and the event named."""
+    return [_from_table(table, f"{path}, event {position}") for position, table in enumerate(tables, 1)]
+
+
+def load_events(path: Path) -> list[EventDefinition]:
+    """Read a TOML file of `[[event]]` tables. Raises EventFileError with the file and the event named."""
+    return events_in(read_event_file(path)["event"], path)
 
 
 _WORDS = {

@@ -14,7 +14,7 @@ import platform
 import shlex
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import InvalidStateError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from ..base import RAM_BASE, ExitReason, MachineConfig
 from ..report import FaultReport
 from . import layout
 from .acpi import error_windows
+from .arguments import check_arguments
 from .block import Block, block_address, total_memory
 from .boot import Payload, lay_out
 from .bound import BoundInterrupts
@@ -41,9 +42,10 @@ from .movable import MovableMachine
 from .moving import Moving
 from .options import QemuOptions
 from .power import QemuPower
-from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, check_arguments, find_qemu
+from .process import GDB_SOCKET, QMP_SOCKET, QemuProcess, find_qemu
 from .qtest import Qtest
 from .requests import Requests
+from .uefi import FirmwareAccess, blank_files, check_uefi, firmware_preview, read_firmware
 from .vcpu import QemuVcpu
 
 __all__ = ["QemuMachine", "show_command"]
@@ -60,14 +62,17 @@ _MAX_WARNINGS = 20
 _WEAKLY_ORDERED = platform.machine() not in ("x86_64", "AMD64")
 
 
-def _make_process(config: MachineConfig, options: QemuOptions, *, incoming: bool = False) -> QemuProcess:
+def _make_process(
+    config: MachineConfig, options: QemuOptions, files: Mapping[str, bytes], *, incoming: bool = False
+) -> QemuProcess:
     memory = total_memory(config.memory)
-    return QemuProcess(config, options, memory, entry=block_address(config.memory), incoming=incoming)
+    return QemuProcess(config, options, memory, entry=block_address(config.memory), files=files, incoming=incoming)
 
 
 def show_command(config: MachineConfig) -> str:
     """QEMU's command line for a machine, for a shell to read. Raises EnvironmentUnavailableError, UsageError."""
-    process = _make_process(config, QemuMachine(config).options)
+    options = QemuMachine(config).options
+    process = _make_process(config, options, firmware_preview(options))
     try:
         return shlex.join(process.command)
     finally:
@@ -94,6 +99,7 @@ class QemuMachine(MovableMachine):
         check_arguments(options.arguments)
         if config.error_sources and options.firmware == "dt":
             raise UsageError("a device tree tells of no sources of errors", "boot by ACPI: --firmware acpi")
+        check_uefi(config, options)
         super().__init__(config)
         self.errors.open(error_windows(config))
         self.calling: QemuVcpu | None = None  # whose request is being answered
@@ -105,6 +111,7 @@ class QemuMachine(MovableMachine):
         self.bound: BoundInterrupts
         self.kicker: Kicker
         self.requests: Requests
+        self.firmware_access: FirmwareAccess | None = None  # of a guest that boots by UEFI
         self._payload: Payload | None = None
         self._process: QemuProcess | None = None
         self._line: Console | None = None
@@ -119,7 +126,11 @@ class QemuMachine(MovableMachine):
 
     def load(self, path: Path | str) -> None:
         self._may_load()
-        self._payload = Payload.read(Path(path), self.options.initrd, RAM_BASE + self.config.memory)
+        what = Path(path), self.options.initrd, RAM_BASE + self.config.memory
+        if self.options.firmware == "uefi":
+            self._payload = Payload.read_for_uefi(*what, read_firmware(self.options.uefi))
+        else:
+            self._payload = Payload.read(*what)
 
     def start(self) -> None:
         """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
@@ -349,6 +360,7 @@ class QemuMachine(MovableMachine):
         while self._resetting and self._ending is None:
             self._resetting = False
             with self.lock:
+                self.errors.reset()
                 self.firmware.sdei.reset()
                 self.firmware.psci.reset()
             await self._one_power_cycle()
@@ -360,7 +372,9 @@ class QemuMachine(MovableMachine):
 
         A reset gets a new QEMU: this one has translated code that would be loaded over.
         """
-        process = _make_process(self.config, self.options, incoming=incoming)
+        payload = self._payload
+        files = payload.files if payload is not None and not incoming else blank_files(self.options)
+        process = _make_process(self.config, self.options, files, incoming=incoming)
         line = Console(process.serial, lambda data: self.console(data), self._panic_is_over, self.crash)
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -370,9 +384,8 @@ class QemuMachine(MovableMachine):
                 await process.launch()
                 self._process, self._line, self._paused = process, line, False
                 self._moving = Moving(self, process, line)
-                payload = self._payload
                 assert payload is not None
-                self.attach(process, lay_out(process.ram, self.config, self.options, payload))
+                self.attach(process, lay_out(process, self.config, self.options, payload))
                 self.firmware.psci.power[0] = Power.ON_PENDING
             line.start()
             tasks = [asyncio.create_task(work(process)) for work in (self._follow, self._outlive)]
@@ -435,6 +448,7 @@ class QemuMachine(MovableMachine):
             if self._logging:
                 self.dirtying.start_anew(self._limit)
         self._attach_demand()
+        self.firmware_access = FirmwareAccess(self, qtest) if self.options.firmware == "uefi" else None
 
     def _detach(self) -> None:
         if self.vcpus:
