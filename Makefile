@@ -15,7 +15,8 @@ TEST_NEEDS := $(QEMU_NEEDS) dtc:device-tree-compiler iasl:acpica-tools openssl:o
 CORE_TESTS := $(filter-out %stateful.py,$(wildcard tests/test_sdei_*.py)) tests/test_hostile_host_events.py \
     tests/test_registers.py tests/test_registers_moves.py tests/test_registers_sections.py
 CORE_COVERAGE := 98
-LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+LINUX_NEEDS := $(QEMU_NEEDS) aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu \
+    /usr/share/qemu-efi-aarch64/QEMU_EFI.fd:qemu-efi-aarch64
 
 .PHONY: help run test test-nightly test-linux linux-demo ras-demo check bench bench-qemu bench-migrate bench-postcopy bench-ras lock clean
 
@@ -100,7 +101,7 @@ lock: $(STAMP)
 
 # The environment, then the package in place; its build makes the guests. The lock is complete, so pip must not resolve:
 # it would take an extra ("coverage[toml]") for a requirement without a pin.
-$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.* guests/monitor/*.* guests/conform/*.* guests/hostile/*.* guests/image/*.*)
+$(STAMP): requirements.lock pyproject.toml hatch_build.py $(wildcard guests/*.* guests/lib/*.* guests/monitor/*.* guests/conform/*.* guests/hostile/*.* guests/image/*.* guests/mover/*.* guests/tasks/*.*)
 	@./tools/make-venv $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

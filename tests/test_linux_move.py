@@ -47,10 +47,12 @@ class FedProcess(VmProcess):
 class MovingLinux:
     """A Debian kernel with two vCPUs in a process of its own, and then in others. A context manager.
 
-    `append` are further words for the kernel, `devices` QEMU's words for them, on each side.
+    `append` are further words for the kernel, `devices` QEMU's words for them, on each side; `words` are for `run`.
     """
 
-    def __init__(self, runtime: Path, append: str = "", devices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, runtime: Path, append: str = "", devices: tuple[str, ...] = (), words: tuple[str, ...] = ()
+    ) -> None:
         assets = fetch("bookworm")
         self._runtime = runtime
         self._devices = ("--", *devices) if devices else ()
@@ -59,7 +61,7 @@ class MovingLinux:
         self.vms: list[VmProcess] = []
         self.vm = self._start(
             "linux",
-            *("--machine", "qemu", "--kernel", str(assets.image), "--initrd", str(assets.initrd)),
+            *("--machine", "qemu", "--kernel", str(assets.image), "--initrd", str(assets.initrd), *words),
             *("--memory", "512M", "--vcpus", str(VCPUS), "--event", f"{CLIENT_EVENT:#x}", "--append"),
             f"console=ttyAMA0 quiet run=serve client.events=0,{CLIENT_EVENT:#x} client.quiet=1 {append}".strip(),
         )

@@ -13,6 +13,7 @@
 #define MAILBOXES	0x10000		/* a page a vCPU; its end is that vCPU's EL2 stack */
 #define MAX_VCPUS	64
 #define BLANK_PAGE	0x50000		/* all ones: what is read where a hidden PCI function was */
+#define FW_CFG_PAGE	0x51000		/* what the host asks of fw_cfg for a guest that boots by UEFI */
 #define STAGE2_TABLES	0x60000		/* to the end of the block: what it takes to map the guest's RAM by pages */
 
 /* Words of 8 bytes in a mailbox.  The first 21 are the window of RegisterView. */

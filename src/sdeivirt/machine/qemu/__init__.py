@@ -4,8 +4,12 @@
 machine.py     the machine: its thread and its loop
 options.py     what it is made of
 process.py     the QEMU process, its command line, the sockets to it
+arguments.py   what the user may not add to that
 boot.py        what stands in the guest's memory, and what of it the guest can reach
 devicetree.py  QEMU's tree, edited
+acpi.py        what a guest finds that boots by ACPI without firmware
+uefi.py        ... and one that boots by EDK2
+fwcfg.py       QEMU's fw_cfg: its ACPI tables, and its DMA
 layout.py      the memory shared with the monitor (guests/monitor/)
 stage2.py      stage-2 tables
 vcpu.py        requests and their answers
@@ -20,5 +24,6 @@ console.py     the serial port
 
 from .machine import QemuMachine, show_command
 from .options import QemuOptions
+from .uefi import find_firmware
 
-__all__ = ["QemuMachine", "QemuOptions", "show_command"]
+__all__ = ["QemuMachine", "QemuOptions", "find_firmware", "show_command"]

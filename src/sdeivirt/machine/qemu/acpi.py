@@ -19,13 +19,16 @@ from dataclasses import dataclass
 
 from ...errors import ImageError
 from ...ras.window import Window, make_windows, windows_size
-from ...tables.acpi import AcpiTables, make_tables
+from ...tables.acpi import AcpiTables, make_tables, sdei_table
+from ...tables.acpi.hest import hest
+from ...tables.acpi.loader import TableFiles
+from ...tables.acpi.qemu import agreeing, extend
 from ...tables.bootargs import check_bootargs
 from ...tables.devicetree import fdt, stub
 from ...tables.efi import DESCRIPTOR_SIZE, DESCRIPTOR_VERSION, EfiMemory, Region, memory_map, system_table
 from ..base import RAM_BASE, MachineConfig
 
-__all__ = ["AcpiPlaces", "error_windows", "hand_over"]
+__all__ = ["AcpiPlaces", "error_windows", "hand_over", "with_ours"]
 
 _ROOM = 0x1_0000
 _TABLES_ROOM = 4 * _ROOM
@@ -36,6 +39,14 @@ _NOT_SECURE = 2
 def error_windows(config: MachineConfig) -> list[Window]:
     """The windows of the sources of errors, at the end of RAM."""
     return make_windows(config.error_sources, RAM_BASE + config.memory - windows_size(config.error_sources))
+
+
+def with_ours(files: TableFiles, config: MachineConfig, io: tuple[int, int], *, its: bool) -> TableFiles:
+    """QEMU's tables, with SDEI and the sources of errors among them. `io` are the ports of PCI that the guest has."""
+    ours = [sdei_table(), agreeing()]
+    if config.error_sources:
+        ours.append(hest(config.error_sources, error_windows(config)))
+    return extend(files, ours, config.conduit, io, its=its)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ..base import PAGE_SIZE, RAM_BASE, MachineConfig
 from ..images import read_image
 from ..stage2 import Kind, Stage2, table_bytes
 from . import layout
+from .fwcfg import FW_CFG
 from .layout import Global, Mailbox
 
 __all__ = ["BELL_BAR", "BELL_PORT", "Block", "block_address", "block_size", "total_memory"]
@@ -24,6 +25,7 @@ BELL_PORT = 0xFFF8  # eight I/O ports, the last that the bridge has
 _PCI_IO_BAR = 1
 BELL_BAR = BELL_PORT | _PCI_IO_BAR
 _DEVICES = (0, RAM_BASE)
+_FLASH = (0, 0x0800_0000)  # of QEMU's virt
 _HIGH_DEVICES = (256 << 30, 1024 << 30)
 
 
@@ -68,14 +70,31 @@ class Block:
         self.globals[Global.BELL_CONFIG] = function
         self.globals[Global.BELL_BAR] = BELL_BAR
 
-    def protect(self) -> None:
-        """Have stage 2 hide from the guest what is not its own."""
+    @property
+    def io(self) -> tuple[int, int]:
+        """Where the PCI bridge's I/O ports begin, and how many of them are the guest's."""
+        return self.bell - BELL_PORT, BELL_PORT & -PAGE_SIZE
+
+    @property
+    def fw_cfg_address(self) -> int:
+        """Where the page is that fw_cfg's DMA is described on."""
+        return block_address(self._memory) + layout.FW_CFG_PAGE
+
+    @property
+    def fw_cfg_page(self) -> memoryview:
+        return self._bytes[layout.FW_CFG_PAGE : layout.FW_CFG_PAGE + PAGE_SIZE]
+
+    def protect(self, *, uefi: bool = False) -> None:
+        """Have stage 2 hide from the guest what is not its own. `uefi`: it runs from flash, and asks fw_cfg."""
         self.globals[Global.FLAGS] = layout.FLAG_STAGE2
         base = block_address(self._memory)
         tables = self._bytes[layout.STAGE2_TABLES :].cast("Q")
         self.stage2 = stage2 = Stage2(tables, base + layout.STAGE2_TABLES)
         stage2.map(*_DEVICES, Kind.DEVICE)
         stage2.map(*_HIGH_DEVICES, Kind.DEVICE)
+        if uefi:
+            stage2.map(*_FLASH, Kind.RAM)
+            stage2.map(FW_CFG, FW_CFG + PAGE_SIZE, Kind.DEVICE_READ_ONLY)
         stage2.map(RAM_BASE, RAM_BASE + self._memory, Kind.RAM)
         port = self.bell & ~(PAGE_SIZE - 1)
         stage2.unmap(port, port + PAGE_SIZE)

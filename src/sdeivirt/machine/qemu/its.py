@@ -13,12 +13,15 @@ from ..base import RAM_BASE
 from .gic import GICR_STRIDE
 from .qtest import Qtest
 
-__all__ = ["controller_ranges"]
+__all__ = ["controller_ranges", "has_its"]
 
 _GITS = 0x0808_0000  # of QEMU's virt
 _GITS_CBASER = 0x80
 _GITS_BASER = 0x100
 _BASERS = 8
+_GITS_PIDR2 = 0xFFE8
+_ARCHITECTURE = 0xF0  # in PIDR2
+_GICV3 = 0x30
 _GICR_PROPBASER = 0x70
 _GICR_PENDBASER = 0x78
 
@@ -31,6 +34,11 @@ _COMMAND_PAGE = 4096
 _ID_BITS = 0x1F
 _MAX_ID_BITS = 24
 _FIRST_LPI = 8192
+
+
+def has_its(qtest: Qtest) -> bool:
+    """Whether this QEMU has an ITS. On the event loop's thread."""
+    return [word & _ARCHITECTURE for word in qtest.ask(b"readl %#x\n" % (_GITS + _GITS_PIDR2))] == [_GICV3]
 
 
 def controller_ranges(qtest: Qtest, redistributor: int, vcpus: int, ram: memoryview) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ It is one block behind the guest's RAM, which stage 2 hides from the guest:
 
     +0x00000  the monitor            +0x50000  a page of ones
     +0x0f000  the global page        +0x60000  stage-2 tables, for all of RAM in single pages
-    +0x10000  mailboxes, a page a vCPU
+    +0x10000  mailboxes, a page a vCPU  +0x51000  what is asked of fw_cfg for a guest that boots by UEFI
 
 A guest that moves takes all but tables and ones along, since its vCPUs may stand in the middle of
 the monitor: LAYOUT_VERSION is to be raised when something here gets another place or meaning.
@@ -23,6 +23,7 @@ GLOBAL_PAGE = 0x0F000
 MAILBOXES = 0x10000
 MAX_VCPUS = 64
 BLANK_PAGE = 0x50000
+FW_CFG_PAGE = 0x51000
 STAGE2_TABLES = 0x60000
 MAILBOX_SIZE = 0x1000
 

@@ -69,10 +69,13 @@ def _make_process(
     return QemuProcess(config, options, memory, entry=block_address(config.memory), files=files, incoming=incoming)
 
 
-def show_command(config: MachineConfig) -> str:
-    """QEMU's command line for a machine, for a shell to read. Raises EnvironmentUnavailableError, UsageError."""
+def show_command(config: MachineConfig, *, kernel: bool = True) -> str:
+    """QEMU's command line for a machine, for a shell to read; without `kernel`, one that boots from a disk.
+
+    Raises EnvironmentUnavailableError, UsageError.
+    """
     options = QemuMachine(config).options
-    process = _make_process(config, options, firmware_preview(options))
+    process = _make_process(config, options, firmware_preview(options, kernel=kernel))
     try:
         return shlex.join(process.command)
     finally:
@@ -133,7 +136,12 @@ class QemuMachine(MovableMachine):
             self._payload = Payload.read(*what)
 
     def start(self) -> None:
-        """As the contract says; raises EnvironmentUnavailableError where QEMU does not start."""
+        """As the contract says; raises EnvironmentUnavailableError where QEMU does not start.
+
+        UEFI for which nothing has been loaded boots from a disk.
+        """
+        if self._payload is None and self.options.firmware == "uefi":
+            self._payload = Payload.on_disks(self.config, self.options)
         self._launch(self._payload is not None)
 
     def _launch(self, loaded: bool) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ class MovableMachine(LoopedMachine):
         self._moving: Moving | None = None
         self._incoming = False
         self._logging = False
+        self._taking = threading.Lock()  # held while a log begins, and while pages are taken: never both
         self._limit: int | None = None
         self._stood = 0.0  # when the guest was stopped last, by time.monotonic()
         self._stands: Future[None] = Future()  # a QEMU that waits for a state
@@ -51,9 +53,11 @@ class MovableMachine(LoopedMachine):
 
     def start_dirty_log(self) -> None:
         """As the contract says. Raises StateError where there is no stage 2."""
-        self._all_here()
-        self._logging = True
-        self._dirtying().start()
+        with self._taking:
+            self._all_here()
+            dirtying = self._dirtying()
+            self._logging = True
+            dirtying.start()
 
     def collect_dirty(self) -> bytearray:
         return self._dirtying().collect() if self._logging else bytearray(self.config.memory // PAGE_SIZE)
@@ -108,9 +112,10 @@ class MovableMachine(LoopedMachine):
     # -- pages that are not here yet
 
     def evict_pages(self, pages: Sequence[int], source: PageSource) -> dict[int, bytes]:
-        dirtying = self._dirtying()
-        self._unlogged(dirtying.log)
-        return self._needs_demand().evict(pages, source, dirtying.flush)
+        with self._taking:
+            dirtying = self._dirtying()
+            self._unlogged(self._logging or dirtying.log.on)
+            return self._needs_demand().evict(pages, source, dirtying.flush)
 
     @abstractmethod
     def _all_can_wait(self) -> None:
@@ -131,12 +136,14 @@ class MovableMachine(LoopedMachine):
 
     def _attach_demand(self) -> None:
         """A QEMU with its tables is there."""
-        self.demand = None
+        before, demand = self.demand, None
         if self.dirtying is not None:
-            self.demand = Demand(self.dirtying.stage2, self.dirtying.log.lock, self.memory(), RAM_BASE, self._arrived)
+            demand = Demand(self.dirtying.stage2, self.dirtying.log.lock, self.memory(), RAM_BASE, self._arrived)
             if self._lacking is not None:
-                self.demand.lack(*self._lacking)
-        self._lacking = None
+                demand.lack(*self._lacking)
+        self.demand, self._lacking = demand, None  # at once: pages may be coming
+        if before is not None:
+            before.close()
 
     def pages_of_devices(self) -> list[int]:
         ranges = self._call(self._device_ranges())

@@ -267,5 +267,5 @@ class Moving:
             block.globals[i] = words[i]
         block.take_monitor(state.monitor)
         if machine.options.stage2:
-            block.protect()
+            block.protect(uefi=machine.options.firmware == "uefi")
         return block

@@ -19,13 +19,15 @@ import mmap
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError, StateError
 
 from ...errors import EnvironmentUnavailableError, UsageError
+from ...tables.bootargs import check_bootargs
 from ..base import MachineConfig
 from .options import QemuOptions
 
@@ -35,7 +37,6 @@ __all__ = [
     "QMP_SOCKET",
     "QemuDiedError",
     "QemuProcess",
-    "check_arguments",
     "command_line",
     "find_qemu",
 ]
@@ -75,13 +76,15 @@ def command_line(
     ram: int,
     channels: Sequence[int],
     *,
+    files: Mapping[str, int] = MappingProxyType({}),
     incoming: bool = False,
 ) -> list[str]:
     """The exact command line.
 
-    `memory` is QEMU's, `entry` where vCPU 0 begins; `ram` and `channels` are the descriptors that QEMU inherits.
-    `incoming`: it waits for the state of another.
+    `memory` is QEMU's, `entry` where vCPU 0 begins; `ram` and `channels` are the descriptors that QEMU inherits, and so
+    are `files`, by the option that each is for. `incoming`: it waits for the state of another.
     """
+    uefi = options.firmware == "uefi"
     size = f"{memory >> 20}M"
     its = "" if options.arguments else ",its=off"
     words = [
@@ -94,7 +97,8 @@ def command_line(
         *("-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{ram}"),
         *("-device", f"loader,addr={entry:#x},cpu-num=0"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
-        *("-global", "fw_cfg_mem.dma_enabled=off"),  # it writes wherever the guest says, monitor included
+        # It writes wherever the guest says, monitor included. A guest with UEFI cannot use it without us: see fwcfg.py.
+        *(() if uefi else ("-global", "fw_cfg_mem.dma_enabled=off")),
         *("-global", "virtio-net-pci.romfile="),  # nobody boots from it, and the ROM is a package of its own
     ]
     for name, fd in zip(_CHANNELS, channels, strict=True):
@@ -113,45 +117,14 @@ def command_line(
         if config.directory is None:
             raise UsageError("a socket for gdb needs a directory", "give the machine one")
         words += ["-gdb", f"unix:{config.directory / GDB_SOCKET},server=on,wait=off"]
-    return words + list(options.arguments)
-
-
-# What QEMU is told by us, and how to tell us.
-_OURS = {
-    "smp": "--vcpus",
-    "m": "--memory",
-    "cpu": "--cpu",
-    "kernel": "--kernel",
-    "initrd": "--initrd",
-    "append": "--append",
-    "gdb": "--gdb",
-    "s": "--gdb",
-    "S": "",
-    "incoming": "",
-    "dtb": "",
-    "bios": "",
-    "accel": "",
-    "enable-kvm": "",
-    "daemonize": "",
-    "nographic": "",
-}
-_OUR_MACHINE = ("gic-version", "virtualization", "secure", "memory-backend", "accel", "dumpdtb", "type", "virt-")
-
-
-def check_arguments(arguments: Sequence[str]) -> Sequence[str]:
-    """The user's own arguments again. Raises UsageError for those that would contradict ours."""
-    for i, word in enumerate(arguments):
-        name = word.lstrip("-")
-        if not word.startswith("-"):
-            continue
-        if name in _OURS:
-            how = f"say {_OURS[name]} instead" if _OURS[name] else "leave it out: sdeivirt decides that"
-            raise UsageError(f"QEMU cannot be given {word}", how)
-        if name in ("machine", "M") and i + 1 < len(arguments):
-            for part in arguments[i + 1].split(","):
-                if part.startswith(_OUR_MACHINE):
-                    raise UsageError(f"QEMU cannot be given {word} {part}", "its machine is virt with a GICv3 and EL2")
-    return arguments
+    words += options.arguments
+    if uefi:
+        words += ["-global", "fw_cfg_mem.dma_enabled=on"]
+        for name, fd in files.items():
+            words += [f"-{name}", f"/proc/self/fd/{fd}"]
+        if "kernel" in files and config.bootargs:
+            words += ["-append", check_bootargs(config.bootargs)]
+    return words
 
 
 def tied_to(parent: int, command: Sequence[str]) -> list[str]:
@@ -177,7 +150,14 @@ class QemuProcess:
     """
 
     def __init__(
-        self, config: MachineConfig, options: QemuOptions, memory: int, entry: int, *, incoming: bool = False
+        self,
+        config: MachineConfig,
+        options: QemuOptions,
+        memory: int,
+        entry: int,
+        *,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+        incoming: bool = False,
     ) -> None:
         self.binary = find_qemu(options.qemu)
         self._open: list[int | socket.socket] = []
@@ -198,8 +178,10 @@ class QemuProcess:
         self._inherited = [fd, *(other.fileno() for other in theirs)]
         self._open += theirs
         self._far_serial = socket.socket(fileno=os.dup(theirs[0].fileno()))
+        channels = self._inherited[1:]
+        handed = {name: self._hand_down(name, content) for name, content in files.items()}
         self.command = command_line(
-            self.binary, config, options, memory, entry, fd, self._inherited[1:], incoming=incoming
+            self.binary, config, options, memory, entry, fd, channels, files=handed, incoming=incoming
         )
         self.qmp = QMPClient(f"{config.name}-qmp")
         self.qmp.logger.setLevel(100)  # every failure reaches the caller; the log would say it twice
@@ -209,6 +191,21 @@ class QemuProcess:
         self.errors = bytearray()  # the last that it said on standard error
         self.process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
+
+    def _hand_down(self, name: str, content: bytes) -> int:
+        """A file that QEMU inherits. Raises UsageError where there is no memory for it."""
+        try:
+            fd = os.memfd_create(f"sdeivirt-{name}", os.MFD_CLOEXEC)
+            self._open.append(fd)
+            self._inherited.append(fd)
+            with open(os.dup(fd), "wb") as file:
+                file.write(content)
+        except OSError as error:
+            self.abandon()
+            raise UsageError(
+                f"this host cannot hold {len(content)} bytes for -{name}", "give it a smaller one"
+            ) from error
+        return fd
 
     @property
     def pid(self) -> int | None:

@@ -60,6 +60,7 @@ class QemuVcpu:
         self.fault: FaultReport | None = None
         self._frame: Frame | None = None
         self._interrupted = False  # an interrupt tells the guest of a page that is not here
+        self._lacks: int | None = None  # where the page is that is to be asked for, once the guest goes on
 
     # -- requests
 
@@ -112,6 +113,8 @@ class QemuVcpu:
         words[_RESPONSE] = request
         if kicks:
             machine.kick(kicks)
+        if self._lacks is not None:
+            self._ask(self._lacks)
 
     def take_over(self) -> None:
         """The mailbox has come from another machine, and so has the PE's state."""
@@ -165,8 +168,10 @@ class QemuVcpu:
         """
         words = self.words
         esr = words[Mailbox.ESR]
-        if esr & FAULT_KIND == PERMISSION_FAULT and self._watched():
-            return
+        if esr & FAULT_KIND == PERMISSION_FAULT:
+            access = self.machine.firmware_access
+            if self._watched() or (access is not None and access.trapped(self)):
+                return
         if esr & FAULT_KIND == TRANSLATION_FAULT and self._absent():
             return
         kind = esr >> EC_SHIFT
@@ -182,16 +187,22 @@ class QemuVcpu:
             return False
         firmware = machine.firmware
         user = not words[PSTATE] & PSTATE_EL
-        fault = machine.demand.fault(
-            words[Mailbox.HPFAR] >> 4 << PAGE_SHIFT,
-            pe.index,
-            lambda: firmware.asyncpf.not_present(pe, user=user),
-        )
+        address = words[Mailbox.HPFAR] >> 4 << PAGE_SHIFT
+        fault = machine.demand.touch(address, pe.index, lambda: firmware.asyncpf.not_present(pe, user=user))
+        if fault in (Fault.WAIT, Fault.TOLD):
+            self._lacks = address
         if fault is Fault.WAIT:
             self.act(Action.WAIT)
         elif fault is Fault.TOLD and not firmware.deliver(pe, self.view):
             self._interrupted = True  # that is how it is told
         return fault is not Fault.ELSEWHERE
+
+    def _ask(self, address: int) -> None:
+        """Ask for a page; the guest runs meanwhile, where it was told of that."""
+        self._lacks = None
+        demand = self.machine.demand
+        if demand is not None:
+            demand.ask(address)
 
     def _watched(self) -> bool:
         """Note a write to RAM, also that of a stage-1 walk: QEMU gives the address of either. False: it was none."""
