@@ -186,6 +186,74 @@ on_exception:
     assert text == "5u9v"
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_an_interrupt_comes_before_the_svc_behind_it(seed: int | None) -> None:
+    # The store and the SVC are executed at one go; still the kernel is entered for the interrupt, and then for the SVC.
+    text = prints(
+        """
+    gic_on
+    adr x0, user
+    msr elr_el1, x0
+    msr spsr_el1, xzr               // EL0t, nothing masked
+    eret
+user:
+    pend 1 << 20
+system_call:
+    svc #0
+    """,
+        handler="""
+on_exception:
+    mov x20, #0x09000000
+    str w19, [x20]
+    mrs x18, elr_el1
+    adr x17, system_call
+    sub x18, x18, x17
+    number w18
+    cmp x19, #56                    // vector 8: synchronous, from EL0
+    b.eq 1f
+    mrs x18, S3_0_C12_C12_0
+    number w18
+    msr S3_0_C12_C12_1, x18
+    eret
+1:  off
+    """,
+        seed=seed,
+    )
+    assert text == "9au8e"
+
+
+def test_a_vcpu_that_takes_its_interrupt_is_not_stopped_again_for_it() -> None:
+    body = """
+    gic_on
+    irqs_on
+    mov x27, #0
+    say 'R'
+1:  mov x26, x27
+    say 10
+2:  cmp x26, x27                    // until the handler has been here
+    b.eq 2b
+    say 'T'
+    b 1b
+    """
+    handler = """
+on_exception:
+    mrs x18, S3_0_C12_C12_0
+    msr S3_0_C12_C12_1, x18
+    add x27, x27, #1
+    eret
+    """
+    with Guest(body, handler) as guest:
+        if guest.machine.scheduler != "fast":
+            pytest.skip("without a stub all slices are short")
+        guest.console.shows("R\n")
+        slices: list[int] = []
+        guest.machine.on_slice = lambda _vcpu, pc: slices.append(pc)
+        for i in range(1, 11):
+            guest.machine.pulse(0, 16 + i)
+            guest.console.shows("R\n" + "T\n" * i)
+        assert 10 <= len(slices) <= 12
+
+
 @pytest.mark.parametrize("seed", [None, 5])
 def test_a_mask_holds_it_back_and_one_instruction_lets_it_in(seed: int | None) -> None:
     text = prints(

@@ -13,6 +13,7 @@ from sdeivirt.machine import ExitReason, MachineConfig, Outcome
 from sdeivirt.machine.unicorn import UnicornMachine
 from sdeivirt.migration.detour import HeldInjections
 from sdeivirt.migration.sections import Section
+from sdeivirt.smccc.trng import trng_service
 
 __all__ = ["Run", "arrive", "move", "run_through", "saved"]
 
@@ -64,6 +65,10 @@ class Run:
 
     def _use(self, machine: UnicornMachine) -> None:
         self._machines.append(machine)
+        # What the guest asks for at random must not tell two runs apart; machines that are loaded take it from here.
+        (trng,) = (service for service in machine.firmware.router.services if service.name == "std-trng")
+        assert isinstance(trng.functions, dict)
+        trng.functions.update(trng_service(bytes).functions)
         machine.console = self.printed.extend
         self._gate = Gate(machine)
         gate: Callable[[int, int], None] | None = machine.on_slice

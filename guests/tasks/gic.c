@@ -97,18 +97,16 @@ void gic_send(struct pe *to, u32 intid)
 				    (mpidr >> 8 & 0xff) << 16 | (mpidr & 0xf0) << 40 | 1ul << (mpidr & 0xf));
 }
 
-void gic_poll(struct pe *p)
+void gic_take(struct pe *p)
 {
-	for (;;) {
-		u32 intid = (u32)read_sysreg(ICC_IAR1_EL1) & 0xffffff;
+	u32 intid = (u32)read_sysreg(ICC_IAR1_EL1) & 0xffffff;
 
-		if (intid >= INTID_SPECIAL)
-			return;
-		__asm__ volatile("dsb sy" ::: "memory");
-		write_sysreg(ICC_EOIR1_EL1, intid);
-		if (intid == apf_intid && apf_transport != APF_OFF)
-			apf_interrupt(p);
-		else if (intid == SGI_LOOK)
-			p->count.sgis++;
-	}
+	if (intid >= INTID_SPECIAL)
+		return;
+	__asm__ volatile("dsb sy" ::: "memory");
+	write_sysreg(ICC_EOIR1_EL1, intid);
+	if (intid == apf_intid && apf_transport != APF_OFF)
+		apf_interrupt(p);
+	else if (intid == SGI_LOOK)
+		p->count.sgis++;
 }

@@ -65,8 +65,8 @@ static void report(void)
 	for (u32 i = 0; i < nr_tasks; i++) {
 		struct task *t = &tasks[i];
 
-		print("thread=%u kind=%s cpu=%u checksum=%016lx ticks=%lu freq=%lu\n", i, t->memory ? "mem" : "comp",
-		      i % machine.nr_cpus, t->checksum, t->end - start, freq);
+		print("thread=%u kind=%s cpu=%u checksum=%016lx ticks=%lu freq=%lu ms=%lu\n", i, t->memory ? "mem" : "comp",
+		      i % machine.nr_cpus, t->checksum, t->end - start, freq, (t->end - start) * 1000 / freq);
 		end = t->end > end ? t->end : end;
 	}
 	for (u32 i = 0; i < machine.nr_cpus; i++) {
@@ -75,10 +75,10 @@ static void report(void)
 			((u64 *)&sum)[k] += ((u64 *)&pes[i].count)[k];
 	}
 	print("summary run=%lu ticks=%lu freq=%lu async=%s ring=%d refuse=%d told=%lu blocked=%lu early=%lu woken=%lu "
-	      "refused=%lu wake-all=%lu unknown=%lu preempted=%lu switches=%lu yields=%lu sgis=%lu idle=%lu\n",
+	      "refused=%lu wake-all=%lu unknown=%lu preempted=%lu switches=%lu yields=%lu sgis=%lu idle=%lu ms=%lu\n",
 	      runs, end - start, freq, transport_name(), options.ring, options.refuse, sum.told, sum.blocked, sum.early,
 	      sum.woken, sum.refused, sum.wake_all, sum.unknown, sum.preempted, sum.switches, sum.yields, sum.sgis,
-	      sum.idle);
+	      sum.idle, (end - start) * 1000 / freq);
 }
 
 static void wait_for_a_key(void)
@@ -146,7 +146,7 @@ void run_idle(struct pe *p)
 	__asm__ volatile("dsb sy\n\twfi" ::: "memory");
 	if (p->live)
 		p->count.idle += read_sysreg("cntvct_el0") - since;
-	gic_poll(p);
+	gic_take(p);
 }
 
 static void pe_init(struct cpu *cpu)

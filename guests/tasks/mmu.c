@@ -3,7 +3,7 @@
  * Stage-1 translation: everything one to one, for EL1 alone; and above that EL0's window, with its code and, for each
  * task, a stack and pages.  Nothing is mapped for both.  Arm ARM D8.
  */
-#include "fdt.h"
+#include "ram.h"
 #include "tasks.h"
 
 #define PER_TABLE	512ul
@@ -35,42 +35,6 @@ static u64 top[PER_TABLE] __attribute__((aligned(4096)));	/* a GiB each */
 static u64 code_blocks[PER_TABLE] __attribute__((aligned(4096)));
 static u64 code[PER_TABLE] __attribute__((aligned(4096)));
 
-static u64 ram_next, ram_end;
-
-static void find_ram(void)
-{
-	struct fdt f;
-	u64 base = 0, size = 0;
-	const u8 *data;
-	u32 len;
-
-	if (!fdt_open(&f, machine.dtb))
-		result_failed("no device tree");
-	data = fdt_prop(&f, fdt_node(&f, "/memory", 7), "reg", &len);
-	if (!data || len < 16)
-		result_failed("no /memory in the device tree");
-	for (u32 i = 0; i < 8; i++) {
-		base = base << 8 | data[i];
-		size = size << 8 | data[8 + i];
-	}
-	ram_end = base + size;
-	/* A guest that is loaded at the RAM base has its device tree behind it. */
-	ram_next = stack_of(MAX_CPUS - 1);
-	if (machine.dtb >= ram_next)
-		ram_next = machine.dtb + 0x100000;
-	ram_next = (ram_next + PAGE - 1) & ~(PAGE - 1);
-}
-
-u64 ram_take(u64 pages)
-{
-	u64 at = ram_next;
-
-	if (at > ram_end || pages > (ram_end - at) / PAGE)
-		result_failed("not enough memory: give the guest more, or say mem= or pages=");
-	ram_next += pages * PAGE;
-	return at;
-}
-
 static u64 *table_take(void)
 {
 	return memset((void *)ram_take(1), 0, PAGE);
@@ -94,7 +58,6 @@ static void map_task(struct task *t, u64 pages)
 
 void mmu_prepare(void)
 {
-	find_ram();
 	top[0] = ATTR(ATTR_DEVICE) | AF | UXN | PXN | VALID;
 	for (u64 gib = 1; gib < WINDOW >> 30; gib++)
 		top[gib] = gib << 30 | MEMORY | UXN | VALID;

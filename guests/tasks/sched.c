@@ -143,8 +143,8 @@ void kernel_entry(u64 how)
 
 	if (how == ENTRY_SVC)
 		supervisor_call(p);
-	else if (how == ENTRY_IRQ)
-		gic_poll(p);
+	else if (how == ENTRY_IRQ && !p->absent)	/* else it was the event, after which the handler resumes here */
+		gic_take(p);
 	if (p->absent) {
 		u32 token = p->absent;
 

@@ -123,7 +123,7 @@ void gic_find(void);
 void gic_init(struct pe *p);
 void gic_enable(struct pe *p, u32 intid);
 void gic_send(struct pe *to, u32 intid);
-void gic_poll(struct pe *p);		/* take all interrupts that are pending */
+void gic_take(struct pe *p);		/* take an interrupt; the next one comes when this one is done */
 
 /* -- apf.c */
 
@@ -141,7 +141,6 @@ void apf_interrupt(struct pe *p);
 #define WINDOW		0x4000000000ul	/* where EL0's memory begins */
 #define WINDOW_OF(i)	(WINDOW + ((u64)(i) + 1) * (1ul << 30))
 
-u64 ram_take(u64 pages);		/* whole pages of RAM behind the guest, for good */
 void mmu_prepare(void);			/* and RAM for all tasks' pages and stacks */
 void mmu_on(void);
 
@@ -151,7 +150,6 @@ extern const char tasks_vectors[];
 void kernel_start(void) __attribute__((noreturn));
 void simd_save(struct task *t);
 void simd_load(const struct task *t);
-u64 stack_of(u64 index);		/* of lib/start.S: the end of that CPU's stack */
 
 /* -- user.c, by addresses in the window */
 

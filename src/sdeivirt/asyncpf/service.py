@@ -23,6 +23,8 @@ from .state import PeFaults
 
 __all__ = ["AsyncPf"]
 
+# Plain numbers: these are compared for each fault.
+_NOT_PRESENT, _READY, _REFUSED = int(Reason.NOT_PRESENT), int(Reason.READY), int(Reason.REFUSED)
 _ENABLED = int(State.ENABLED)
 _REGISTERED = int(State.REGISTERED)
 _SEND_ALWAYS = int(Control.SEND_ALWAYS)
@@ -136,7 +138,10 @@ class AsyncPf:
         if not user and not state.control & _SEND_ALWAYS:
             return False
         # Nothing else may come between the fault and the handler, which is told of the task that runs.
-        if pe.normal is not None or pe.critical is not None or self._delivery.next(pe) is not None:
+        delivery = self._delivery
+        if pe.normal is not None or pe.critical is not None:
+            return False
+        if (pe.ready or delivery.shared_ready) and delivery.next(pe) is not None:
             return False
         if state.sdei:
             handler = self.handler(pe)
@@ -150,7 +155,7 @@ class AsyncPf:
             state.refused = False
             return None
         token = state.next_token(pe.index)
-        if not block.post(Reason.NOT_PRESENT, token):
+        if not block.post(_NOT_PRESENT, token):
             return None
         state.outstanding[token] = None
         state.mailbox = token
@@ -179,7 +184,7 @@ class AsyncPf:
         found = block.mailbox()
         if found is None:
             return False
-        if found[0] == Reason.REFUSED:
+        if found[0] == _REFUSED:
             self._refused(state, block)
         elif found != (0, 0):
             return False
@@ -203,16 +208,19 @@ class AsyncPf:
         found = block.mailbox()
         if found is None:
             return False
-        if found[0] == Reason.REFUSED:
+        unread = False
+        if found[0] == _REFUSED:
             self._refused(state, block)
             state.refused = False  # the page is here
-        elif state.sdei and found == (Reason.NOT_PRESENT, state.mailbox) and self._dropped(pe, state):
+            unread = True
+        elif state.sdei and found == (_NOT_PRESENT, state.mailbox) and self._dropped(pe, state):
             block.clear()
             state.forget(state.mailbox)
-        else:
+            unread = True
+        elif found != (0, 0):
             return False
         state.mailbox = 0
-        return True
+        return unread
 
     def _dropped(self, pe: Pe, state: PeFaults) -> bool:
         handler = self.handler(pe)
@@ -236,9 +244,9 @@ class AsyncPf:
             self.blocked = True  # and only then look again: whoever brings the page looks at this after it
         if not self._mailbox_is_empty(state, block) or not state.ready:
             return
-        if not block.post(Reason.READY, state.ready[0]):  # the page has gone just now
+        if not block.post(_READY, state.ready[0]):  # the page has gone just now
             self.blocked = True
-            if not block.post(Reason.READY, state.ready[0]):
+            if not block.post(_READY, state.ready[0]):
                 return
         state.answered += state.ready.pop(0) != WAKE_ALL
         state.unacknowledged = True

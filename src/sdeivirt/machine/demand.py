@@ -25,7 +25,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from typing import Any, Protocol
 from ..errors import StateError
 from .base import PAGE_SIZE
 from .stage2 import Kind, Stage2
+from .standing import Standing
 
 __all__ = ["Demand", "DemandFigures", "Fault", "PageSource"]
 
@@ -50,6 +51,9 @@ class PageSource(Protocol):
 
         From any thread; does not block; may be called again for a page that is on its way.
         """
+
+    def forget(self) -> None:
+        """No page is needed any more: the guest was reset, and has fresh RAM. From any thread; does not block."""
 
 
 class Fault(enum.Enum):
@@ -109,6 +113,7 @@ class Demand:
         self._absent = bytearray(self._pages)
         self._source: PageSource | None = None
         self._waiting: dict[int, _Waiting] = {}
+        self._standing = Standing(clock)
         self._leaving: set[int] = set()  # unmapped, and not copied yet
         self._in_blocks = False  # once all is here RAM is to be mapped by blocks again
         self.count = 0  # of absent pages
@@ -141,10 +146,19 @@ class Demand:
         with self.lock:
             if self.count:
                 self._stage2.map(self._base, self._address(self._pages), Kind.RAM)
+        self.close()
+
+    def close(self) -> None:
+        """This RAM is gone, with its tables, and there is nothing that could come. Can be called twice."""
+        with self.lock:
+            source, self._source = self._source, None
             self._absent[:] = bytes(self._pages)
             self.count = 0
             self._waiting.clear()
+            self._standing = Standing(self._clock)
             self._leaving.clear()
+        if source is not None:
+            source.forget()
 
     def figures(self) -> DemandFigures:
         """What has happened so far."""
@@ -156,7 +170,23 @@ class Demand:
     # -- accesses
 
     def fault(self, address: int, vcpu: int, tell: Callable[[], int | None]) -> Fault:
-        """An access to a guest physical address had no translation. `tell` tells the guest: a token, or None."""
+        """An access to a guest physical address had no translation. `tell` tells the guest: a token, or None.
+
+        The page is asked for.
+        """
+        fault = self.touch(address, vcpu, tell)
+        if fault in (Fault.WAIT, Fault.TOLD):
+            self.ask(address)
+        return fault
+
+    def ask(self, address: int) -> None:
+        """Ask for a page that :meth:`touch` was about: to do without the machine's lock, since it takes its time."""
+        source = self._source
+        if source is not None:
+            source.want(address - self._base >> _PAGE_SHIFT)
+
+    def touch(self, address: int, vcpu: int, tell: Callable[[], int | None]) -> Fault:
+        """As :meth:`fault`, but the page remains to be asked for where it is to come."""
         page = address - self._base >> _PAGE_SHIFT
         if not 0 <= page < self._pages:
             return Fault.ELSEWHERE
@@ -172,13 +202,36 @@ class Demand:
             token = tell()
             if token is None:
                 waiting.vcpus |= 1 << vcpu
+                self._standing.begins(vcpu)
             else:
                 waiting.tokens.append((vcpu, token))
                 self._told += 1
-            source = self._source
-        if source is not None:
-            source.want(page)
         return Fault.WAIT if token is None else Fault.TOLD
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """What stands at a guest physical address; None where there is nothing, or not yet."""
+        at = address - self._base
+        with self.lock:
+            return bytes(self._ram[at : at + size]) if self.reach(address, size) else None
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Write there; False where there is nothing, or not yet."""
+        at = address - self._base
+        with self.lock:
+            if not self.reach(address, len(data)):
+                return False
+            self._ram[at : at + len(data)] = data
+        return True
+
+    def goes_on(self, vcpu: int) -> None:
+        """A vCPU that stood still does something else, although its page has not come."""
+        with self.lock:
+            self._standing.ends(vcpu)
+
+    def stood(self, vcpu: int) -> float:
+        """For how many seconds a vCPU has stood still since pages were absent."""
+        with self.lock:
+            return self._standing.seconds(vcpu)
 
     def reach(self, address: int, size: int) -> bool:
         """Whether the host may touch that memory. The lock is held, and is until it has."""
@@ -226,6 +279,8 @@ class Demand:
                     self._waits.append(self._clock() - waiting.since)
                     vcpus |= waiting.vcpus
                     tokens += waiting.tokens
+            for vcpu in _bits(vcpus):
+                self._standing.ends(vcpu)
             self.count -= taken
             self._supplied += taken
             if not self.count and self._in_blocks:  # walks are shorter, and the guest is as fast as it was
@@ -278,3 +333,10 @@ class Demand:
 
     def _address(self, page: int) -> int:
         return self._base + page * PAGE_SIZE
+
+
+def _bits(bitmap: int) -> Iterator[int]:
+    """Which ones are set."""
+    while bitmap:
+        yield (bitmap & -bitmap).bit_length() - 1
+        bitmap &= bitmap - 1

@@ -10,7 +10,6 @@ from ..errors import StateError
 from ..migration.sections import Section
 from .base import PAGE_SIZE, RAM_BASE, Machine
 from .demand import Demand, DemandFigures, PageSource
-from .dirty import DirtyLog
 
 __all__ = ["PagedMachine"]
 
@@ -64,6 +63,15 @@ class PagedMachine(Machine):
     def demand_figures(self) -> DemandFigures:
         return self._needs_demand().figures()
 
+    def stood(self, vcpu: int) -> float:
+        """For how many seconds a vCPU has stood still, since pages were absent."""
+        return self.demand.stood(vcpu) if self.demand is not None else 0.0
+
+    def vcpu_goes_on(self, vcpu: int) -> None:
+        """A vCPU has begun something else, an event's handler, although a page that it stood still for is absent."""
+        if self.demand is not None:
+            self.demand.goes_on(vcpu)
+
     def load_state(self, sections: Sequence[Section]) -> None:
         super().load_state(sections)
         self.tell_interrupts()  # those that wait for pages are woken; the interrupt controller is there by now
@@ -80,9 +88,9 @@ class PagedMachine(Machine):
                 f"{self.absent_count} pages of the guest are not here yet", "wait until the last one has come"
             )
 
-    def _unlogged(self, log: DirtyLog) -> None:
+    def _unlogged(self, logging: bool) -> None:
         """Raises StateError where the guest's writes are watched: a page that comes back would not be."""
-        if log.on:
+        if logging:
             raise StateError("no page can be taken from a guest that is being moved", "wait for the end of that")
 
     def _arrived(self, vcpus: int, tokens: Sequence[tuple[int, int]]) -> None:
@@ -92,15 +100,22 @@ class PagedMachine(Machine):
         if not tokens:
             return
         firmware = self.firmware
+        asyncpf, pes = firmware.asyncpf, firmware.pes
         with self.lock:
             for vcpu, token in tokens:
-                firmware.asyncpf.ready(firmware.pes[vcpu], token)
-        self.tell_interrupts()
+                asyncpf.ready(pes[vcpu], token)
+            wanted = asyncpf.take_interrupts()
+        self._raise_interrupts(wanted)
 
     def tell_interrupts(self) -> None:
         """Raise the interrupts that asynchronous page faults have asked for. The lock is not held."""
+        if not self.firmware.asyncpf.interrupts:
+            return
         with self.lock:
             wanted = self.firmware.asyncpf.take_interrupts()
+        self._raise_interrupts(wanted)
+
+    def _raise_interrupts(self, wanted: int) -> None:
         while wanted:
             vcpu = (wanted & -wanted).bit_length() - 1
             wanted &= wanted - 1
@@ -110,29 +125,24 @@ class PagedMachine(Machine):
 
     def read_physical(self, address: int, size: int) -> bytes | None:
         """The guest's RAM by physical address; None where there is none, or not yet."""
+        if self.demand is not None:
+            return self.demand.read(address, size)
         if not RAM_BASE <= address <= address + size <= RAM_BASE + self.config.memory:
             return None
-        ram, at = self.memory(), address - RAM_BASE
-        if self.demand is None:
-            return bytes(ram[at : at + size]) if self._has_come(at, size) else None
-        with self.demand.lock:
-            return bytes(ram[at : at + size]) if self.demand.reach(address, size) else None
+        at = address - RAM_BASE
+        return bytes(self.memory()[at : at + size]) if self._has_come(at, size) else None
 
     def write_physical(self, address: int, data: bytes) -> bool:
         """Write there; False where there is nothing, or not yet. A dirty log sees it."""
         size = len(data)
-        if not RAM_BASE <= address <= address + size <= RAM_BASE + self.config.memory:
-            return False
-        ram, at = self.memory(), address - RAM_BASE
-        if self.demand is None:
-            if not self._has_come(at, size):
+        if self.demand is not None:
+            if not self.demand.write(address, data):
                 return False
-            ram[at : at + size] = data
         else:
-            with self.demand.lock:
-                if not self.demand.reach(address, size):
-                    return False
-                ram[at : at + size] = data
+            at = address - RAM_BASE
+            if not 0 <= at <= at + size <= self.config.memory or not self._has_come(at, size):
+                return False
+            self.memory()[at : at + size] = data
         self._written(address, size)
         return True
 

@@ -56,6 +56,7 @@ SYSREG = {
 _CTL_TLB_FLUSH = 11
 # For translated code. Unicorn would reserve 1 GiB an engine; hundreds of vCPUs should not need hundreds of GiB.
 _CODE_BUFFER = 16 << 20
+_MOST_HEADER = 256  # of a context blob
 _NOWHERE = (1 << 64) - 1  # no instruction has an odd address
 
 # Register batches: the fastest call ctypes can make. PyDLL keeps the GIL (handing it over
@@ -234,14 +235,23 @@ class Engine:
     def restore(self, context: Any) -> None:
         self.uc.context_restore(context)
 
-    def context_probe(self) -> tuple[Callable[[], int], int, int]:
-        """(save, address, size) of a preallocated context blob, for what has no other interface."""
+    def context_probe(self, most: int = 0) -> tuple[Callable[[], int], int, int]:
+        """(save, address, size) of a preallocated context blob, for what has no other interface.
+
+        `most`: the first so many bytes of it are enough, where that can be had. All of it is 12 KiB, which
+        would push everything else out of the host's first cache at each exception.
+        """
         context = self.uc.context_save()
         self._keep.append(context)
         blob = context.context
         address: int = blob.value if hasattr(blob, "value") else blob
         handle = self.handle
         size: int = context.size
+        # struct uc_context begins with how much of the CPU's state is saved behind it.
+        saved = C.c_size_t.from_address(address)
+        header = size - saved.value
+        if most and 0 < header <= _MOST_HEADER < most < size:
+            saved.value = most - header
 
         def save() -> int:
             error: int = _context_save(handle, address)

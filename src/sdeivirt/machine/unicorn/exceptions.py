@@ -103,13 +103,14 @@ class SyndromeReader:
     def __init__(self, engine: Engine) -> None:
         if SyndromeReader._offsets is None:
             SyndromeReader._offsets = calibrate()
-        self._save, address, _size = engine.context_probe()
-        self._exception = address + SyndromeReader._offsets[0]
-        self._state = address + SyndromeReader._offsets[1]
+        self._exception, self._state = SyndromeReader._offsets
+        size = max(self._exception + _LAYOUT.size, self._state + _STATE.size)
+        self._save, address, _ = engine.context_probe(size)
+        self._blob = memoryview((C.c_char * size).from_address(address)).cast("B")
 
     def read(self) -> Syndrome:
         self._save()
-        esr, _fsr, address, target_el = _LAYOUT.unpack(C.string_at(self._exception, _LAYOUT.size))
+        esr, _fsr, address, target_el = _LAYOUT.unpack_from(self._blob, self._exception)
         return Syndrome(esr, address, target_el, self._aarch32())
 
     def aarch32(self) -> bool:
@@ -118,4 +119,4 @@ class SyndromeReader:
         return self._aarch32()
 
     def _aarch32(self) -> bool:
-        return not _STATE.unpack(C.string_at(self._state, _STATE.size))[2]
+        return not _STATE.unpack_from(self._blob, self._state)[2]

@@ -133,8 +133,8 @@ class PrivateInterrupts:
     def highest(self) -> int:
         """The INTID that is most urgent of those that are pending, enabled and in group 1, or SPURIOUS."""
         candidates = self.pending & self.enabled & self.group & ~self.active
-        if not candidates:
-            return SPURIOUS
+        if not candidates & candidates - 1:  # one at most
+            return candidates.bit_length() - 1 if candidates else SPURIOUS
         return min(bits(candidates), key=lambda intid: (self.priorities[intid], intid))
 
     @property
@@ -234,10 +234,12 @@ class Gic:
     def changed(self, cpu: PrivateInterrupts) -> None:
         """Anything about a PE's interrupts is different: signal one to it, or none."""
         if not (cpu.group1 and self.group1 and cpu.may_signal(cpu.highest())):
-            self.signals &= ~cpu.bit
+            if self.signals & cpu.bit:
+                self.signals &= ~cpu.bit
+                self._machine.signal_gone(cpu.index)
         elif not self.signals & cpu.bit:
             self.signals |= cpu.bit
-            self._machine.kick(cpu.bit)
+            self._machine.signalled(cpu.bit)
 
     def power_up(self, index: int) -> None:
         """A PE begins to run."""

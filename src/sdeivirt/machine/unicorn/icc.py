@@ -8,6 +8,8 @@ and empty.
 
 from __future__ import annotations
 
+import functools
+
 from .gic import EOI_MODE, PRIVATE, SPURIOUS, Gic, PrivateInterrupts
 from .sysregs import Encoding
 
@@ -48,6 +50,7 @@ _NAMES = {
 Instruction = tuple[str, int, bool]  # the register's name here, Rt, and whether it is read
 
 
+@functools.lru_cache(maxsize=1024)
 def decode(word: int) -> Instruction | None:
     """What an instruction is, if it is MRS or MSR of one of these registers."""
     if word & 0xFFD0_0000 != 0xD510_0000:

@@ -83,6 +83,7 @@ class UnicornMachine(ThreadedMachine):
         self._wake = threading.Event()
         self._command = threading.Condition()
         self._errands = Errands(self._command, self._interrupt)
+        self._running: UnicornVcpu | None = None  # the one whose slice has begun
         self._incoming = False
         self._pause = False
         self._reset = False
@@ -155,6 +156,22 @@ class UnicornMachine(ThreadedMachine):
         self._kicked.append(bitmap)
         self._interrupt()
 
+    def signalled(self, bitmap: int) -> None:
+        """The interrupt controller signals to vCPUs, on the machine's thread: have them looked at."""
+        self._kicked.append(bitmap)
+        if self._running is not None:
+            self._scheduler.request_stop()
+
+    def signal_gone(self, index: int) -> None:
+        """It signals nothing to that vCPU any more, which need not be looked at soon, if it was to be."""
+        if self._running is self.vcpus[index]:
+            self._scheduler.lift_limit()
+
+    @property
+    def kicked(self) -> bool:
+        """Whether some vCPU is to be looked at, once the one that runs has stopped."""
+        return bool(self._kicked)
+
     def pulse(self, vcpu: int, intid: int) -> None:
         self._alive()
         if not 0 <= intid < gic.PRIVATE:
@@ -164,7 +181,8 @@ class UnicornMachine(ThreadedMachine):
 
     def _interrupt(self) -> None:
         self._scheduler.request_stop()
-        self._wake.set()
+        if not self._wake.is_set():  # who clears it looks again
+            self._wake.set()
 
     def _ending_set(self) -> None:
         with self._command:
@@ -360,7 +378,7 @@ class UnicornMachine(ThreadedMachine):
             return True
 
         def evict() -> dict[int, bytes]:
-            self._unlogged(self.dirty)
+            self._unlogged(self.dirty.on)
             return self.demand.evict(pages, source, flush)
 
         return self._errands.make(evict)
@@ -370,7 +388,8 @@ class UnicornMachine(ThreadedMachine):
         self._interrupt()
 
     def _written(self, address: int, size: int) -> None:
-        self.dirty.mark(address, size)
+        if self.dirty.on:
+            self.dirty.mark(address, size)
 
     def _save_engine(self) -> list[Section]:
         """As the contract says. Raises StateError also where a vCPU executes AArch32 code."""
@@ -449,7 +468,9 @@ class UnicornMachine(ThreadedMachine):
                     self.on_slice(vcpu.pe.index, vcpu.pc)
                 # A vCPU that does not take the interrupt which is signalled to it soon is looked at again.
                 limit = vcpu.interrupt() if self.gic.signals & vcpu.pe.bit else 0
+                self._running = vcpu
                 scheduler.run(vcpu, rivals=len(queue) + len(turns.held) - 1, limit=limit)
+                self._running = None
             turns.end(vcpu)
 
     def pending_kicks(self) -> int:

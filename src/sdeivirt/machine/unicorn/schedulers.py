@@ -42,6 +42,9 @@ class Scheduler(Protocol):
     def limit_slice(self) -> None:
         """Another vCPU can run now: the present slice must end some time. On the machine's thread."""
 
+    def lift_limit(self) -> None:
+        """The present slice need not be as short as :meth:`run` was told. On the machine's thread."""
+
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         """The next one to run; `runnable` is not empty, those just kicked stand first."""
 
@@ -71,6 +74,7 @@ class FastScheduler:
 
     def __init__(self) -> None:
         self._control = stub.Control(0, 1)
+        self._slice = self.FOREVER  # the present one's length, if it is not limited
 
     def prepare(self, engine: Engine) -> None:
         engine.on_block(stub.address(), C.addressof(self._control))
@@ -82,13 +86,17 @@ class FastScheduler:
         self._control.flag = 1
 
     def limit_slice(self) -> None:
+        self._slice = min(self._slice, self.ROUND)
         self._control.budget = min(self._control.budget, self.ROUND)
+
+    def lift_limit(self) -> None:
+        self._control.budget = self._slice
 
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:
         return runnable[0]
 
     def run(self, vcpu: UnicornVcpu, rivals: int, limit: int = 0) -> None:
-        budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
+        self._slice = budget = max(self.ROUND // rivals, self.SHORTEST) if rivals else self.FOREVER
         self._control.budget = min(budget, limit + 1) if limit else budget  # the stub stops before the last one
         vcpu.run()
 
@@ -129,6 +137,9 @@ class DeterministicScheduler:
         """Nothing: a slice is short."""
 
     def limit_slice(self) -> None:
+        """Nothing: a slice is short."""
+
+    def lift_limit(self) -> None:
         """Nothing: a slice is short."""
 
     def pick(self, runnable: Sequence[UnicornVcpu]) -> UnicornVcpu:

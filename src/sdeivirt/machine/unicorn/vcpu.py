@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["UnicornVcpu", "VcpuState"]
 
 _UNDEFINED = int(ExceptionNumber.UNDEFINED)
+_SVC = int(ExceptionNumber.SVC)
 _DATA_ABORT = int(ExceptionNumber.DATA_ABORT)
 _ABORTS = (int(ExceptionNumber.PREFETCH_ABORT), _DATA_ABORT)
 _CALLS = (int(ExceptionNumber.HVC), int(ExceptionNumber.SMC))
@@ -58,11 +59,12 @@ SCTLR_M = 1
 PSTATE_SP = 1
 PSTATE_EL = 0xF  # which exception level, and which stack: 0 at EL0
 PAGE_SHIFT = 12
+INSTRUCTION = 4  # bytes
 IRQ_VECTOR = 0x80  # behind that for synchronous exceptions
 
 # How many blocks a vCPU gets before it is looked at again, while an interrupt is signalled to it. The guest may have
 # interrupts on for a block or two only, again and again: so the lengths must not fit a loop's.
-_SOON = (1, 2, 1, 4, 1, 7, 1, 3, 12, 1, 5, 2, 23)
+_SOON = (1, 4, 12, 2, 23, 1, 7, 3, 1, 5, 2, 1, 1)
 _LATER = (1, 97, 2, 251, 5, 499, 1, 1009, 3, 151)
 _MANY = 1000  # looks, after which it seems to want no interrupts
 _ANSWERED = 20_000  # it has entered its handler
@@ -188,20 +190,22 @@ class UnicornVcpu:
         if self._stale:
             engine.flush_tlb()
             self._stale = False
-        error = engine.run(engine.get(reg.UC_ARM64_REG_PC), count)
+        error = engine.run(self.view.fetch_pc(), count)
         if error and self.state is not VcpuState.FAULTED:
             self.stop_faulted(f"the engine gave up with Unicorn error {error}")
 
     def deliver(self) -> None:
         """The vCPU was kicked: let it take an event, if there is one for it."""
-        machine = self.machine
+        machine, pe = self.machine, self.pe
         if self.pending is not None:
             return  # it looks when it has begun; until then it is masked anyway
+        if not pe.ready and not machine.firmware.sdei.delivery.shared_ready:
+            return  # it was an interrupt, which is looked at before it runs
         if self._syndrome.aarch32():
             self.stop_faulted(f"an event is to be delivered, and {_AARCH32}")
             return
         with machine.lock:
-            machine.firmware.deliver(self.pe, self.view)
+            machine.firmware.deliver(pe, self.view)
             kicks = machine.firmware.take_kicks()
         if kicks:  # what this vCPU did not take may be for another
             machine.kick(kicks)
@@ -264,6 +268,10 @@ class UnicornVcpu:
             self.stop_faulted(f"exception {number}, and {_AARCH32}")
         elif number == _UNDEFINED and syndrome.esr >> 26 == EC_UNKNOWN and self._interrupt_register():
             pass
+        elif number == _SVC and self.machine.kicked:
+            # What it was kicked for comes first: there it may take an interrupt that the kernel has masked.
+            self.view.skip(-INSTRUCTION)
+            self.engine.stop()
         elif syndrome.target_el == 1:
             self._take(number, syndrome.esr, syndrome.address)
         elif number == _UNDEFINED:
@@ -286,7 +294,7 @@ class UnicornVcpu:
         elif ec != EC_SYSTEM_REGISTER or not traps.read_trapped(engine, traps.Access.of(esr)):
             self._take(_UNDEFINED, EC_UNKNOWN << 26 | ESR_IL, 0)
             return
-        engine.set(reg.UC_ARM64_REG_PC, engine.get(reg.UC_ARM64_REG_PC) + 4)
+        self.view.skip(INSTRUCTION)
 
     def _interrupt_register(self) -> bool:
         """Carry out an access to the interrupt controller's system registers; whether it was one. PC is on it."""
@@ -320,12 +328,12 @@ class UnicornVcpu:
         if syndrome.esr & _FSC_CLASS != _TRANSLATION:
             return False
         machine, pe, view = self.machine, self.pe, self.view
-        firmware = machine.firmware
+        firmware, demand = machine.firmware, machine.demand
         address = self._faulted_page()
+        view.fetch_all()
+        user = not view.x[PSTATE] & PSTATE_EL
         with machine.lock:
-            view.fetch_all()
-            user = not view.x[PSTATE] & PSTATE_EL
-            fault = machine.demand.fault(address, pe.index, lambda: firmware.asyncpf.not_present(pe, user=user))
+            fault = demand.touch(address, pe.index, lambda: firmware.asyncpf.not_present(pe, user=user))
             if fault is Fault.TOLD:
                 firmware.deliver(pe, view)
             kicks = firmware.take_kicks() & ~pe.bit
@@ -334,7 +342,9 @@ class UnicornVcpu:
         if fault is Fault.WAIT:
             machine.hold(self, math.inf)
             self.engine.stop()
+            demand.ask(address)
         elif fault is Fault.TOLD:
+            demand.ask(address)
             machine.tell_interrupts()
             machine.gic.take_pulses()
             if machine.gic.signals & pe.bit:
@@ -382,34 +392,34 @@ class UnicornVcpu:
         view.fetch_all()
         x = view.x
         pc, pstate = x[PC], x[PSTATE]
-        name = ExceptionNumber(number).name.lower().replace("_", " ") if number in _NUMBERS else f"exception {number}"
-        where = f"{name} at pc {pc:#x}"
         abort = (esr >> 26) & ~5 == EC_INSTRUCTION_ABORT
-        if abort:
-            where += f", address {address:#x}"
-        if number not in _NUMBERS:
-            self.stop_faulted(where)
-            return
-        if pc == self.last_vector:
-            self.stop_faulted(f"{where}: the first instruction of the exception vector faults, for ever")
-            return
-        from_el1 = bool(pstate & 0xC)
-        if abort and from_el1:
-            esr |= 1 << 26  # from the same exception level
         vbar = view.vbar_el1()
         vector = vbar + synchronous_vector(pstate) & M64
-        if not x[SCTLR] & SCTLR_M and not self.machine.in_ram(vector):
-            self.stop_faulted(f"{where}, and the guest has set up no exception vectors (VBAR_EL1 is {vbar:#x})")
+        unset = not x[SCTLR] & SCTLR_M and not self.machine.in_ram(vector)
+        if number not in _NUMBERS or pc == self.last_vector or unset:
+            self._cannot_take(number, pc, address if abort else None, vbar)
             return
+        if abort and pstate & PSTATE_EL:
+            esr |= 1 << 26  # from the same exception level
         self.last_vector = vector
-        engine = self.engine
-        engine.set_sysreg("ESR_EL1", esr)
-        if abort:
-            engine.set_sysreg("FAR_EL1", address)
+        view.set_syndrome(esr, address if abort else None)
         view.set_exception_return(pc, pstate)
         x[PSTATE] = self.pe.features.exception_entry(pstate, x[SCTLR])
         x[PC] = vector
         view.flush_context()
+
+    def _cannot_take(self, number: int, pc: int, address: int | None, vbar: int) -> None:
+        """An exception that leads nowhere. `address` is that of an abort."""
+        name = ExceptionNumber(number).name.lower().replace("_", " ") if number in _NUMBERS else f"exception {number}"
+        where = f"{name} at pc {pc:#x}"
+        if address is not None:
+            where += f", address {address:#x}"
+        if number not in _NUMBERS:
+            self.stop_faulted(where)
+        elif pc == self.last_vector:
+            self.stop_faulted(f"{where}: the first instruction of the exception vector faults, for ever")
+        else:
+            self.stop_faulted(f"{where}, and the guest has set up no exception vectors (VBAR_EL1 is {vbar:#x})")
 
     # -- moving; between two slices
 
