@@ -8,8 +8,8 @@
  *
  * For whoever looks from outside: writer_pages counts what it has written.
  */
-#include "fdt.h"
 #include "guest.h"
+#include "ram.h"
 
 #define PAGE_SHIFT	12
 #define WORDS		(1u << (PAGE_SHIFT - 3))
@@ -30,28 +30,12 @@ static u64 mix(u64 x)			/* splitmix64: what no compression makes smaller */
 	return x ^ x >> 31;
 }
 
-static u64 ram_end(void)
-{
-	struct fdt f;
-	u64 base = 0, size = 0;
-	const u8 *reg = NULL;
-	u32 len = 0;
-
-	if (fdt_open(&f, machine.dtb))
-		reg = fdt_prop(&f, fdt_node(&f, "/memory", 7), "reg", &len);
-	if (!reg || len < 16)
-		result_failed("no /memory in the device tree");
-	for (u32 i = 0; i < 8; i++) {
-		base = base << 8 | reg[i];
-		size = size << 8 | reg[8 + i];
-	}
-	return base + size;
-}
-
 static volatile u64 *memory(u64 pages)
 {
-	u64 start = (stack_of(MAX_CPUS - 1) + BLOCK - 1) & ~(BLOCK - 1), end = ram_end();
+	u64 start, end;
 
+	ram_find(&start, &end);
+	start = (stack_of(MAX_CPUS - 1) + BLOCK - 1) & ~(BLOCK - 1);
 	if (start >= end || pages > (end - start) >> PAGE_SHIFT)
 		result_failed("not enough memory: give the guest more, or say mib=");
 	return (volatile u64 *)start;

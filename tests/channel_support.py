@@ -10,14 +10,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from random import Random
 from typing import TypeVar
 
-from sdeivirt.migration.channel import Channel, Listener, SocketChannel, TlsCredentials, connect, parse_uri
+from sdeivirt.migration.channel import Channel, Listener, Pace, SocketChannel, TlsCredentials, connect, parse_uri
 from sdeivirt.migration.frames import MAGIC
 
 from .control_support import LIMIT
 
-__all__ = ["background", "child", "finish_and_close", "joined", "pair", "read_all", "read_exactly", "socket_pair"]
+__all__ = [
+    "background",
+    "begins",
+    "child",
+    "finish_and_close",
+    "joined",
+    "pair",
+    "read_all",
+    "read_exactly",
+    "socket_pair",
+]
 
 T = TypeVar("T")
 
@@ -67,6 +78,36 @@ def pair() -> Iterator[tuple[SocketChannel, SocketChannel]]:
     with SocketChannel(near, "the far end") as one, SocketChannel(far, "the near end") as other:
         one.stall = other.stall = LIMIT
         yield one, other
+
+
+def begins(near: Channel, far: Channel) -> None:
+    """Check that begin() waits for nobody to read, and that what is begun and sent arrives as it was, in order."""
+    near.stall = None
+    before = near.sent
+    sent = bytearray()
+    random = Random(1)
+    while True:
+        buffers = [random.randbytes(random.randrange(1, 100_000)) for _ in range(random.randrange(1, 4))]
+        sent += b"".join(buffers)
+        if not near.begin(buffers):
+            break
+    for size in (1, 40, 200_000):
+        more = random.randbytes(size)
+        sent += more
+        assert not near.begin([more])
+    rest = background(lambda: near.send([b"end"]))
+    assert read_exactly(far, len(sent) + 3) == sent + b"end"
+    rest.result(LIMIT)
+    assert near.sent == before + len(sent) + 3
+    assert near.begin([b"more"])
+    assert read_exactly(far, 4) == b"more"
+    near.pace = Pace(1)
+    assert not near.begin([b"still more"])
+    near.pace = None
+    finished = background(near.finish)  # with what was begun
+    assert read_all(far) == b"still more"
+    far.close()
+    assert finished.result(LIMIT)
 
 
 def finish_and_close(channel: Channel) -> None:

@@ -28,6 +28,7 @@ class Store:
         self.delay = delay
         self.held: set[int] = set()
         self.wanted: set[int] = set()  # all that ever were
+        self.forgotten = 0  # how often the guest was reset
         self._machine = machine
         self._pages: dict[int, bytes] = {}
         self._due: list[tuple[float, int]] = []
@@ -62,6 +63,11 @@ class Store:
                 self._on_their_way.add(page)
                 heapq.heappush(self._due, (time.monotonic() + self.delay, page))
                 self._condition.notify_all()
+
+    def forget(self) -> None:
+        with self._condition:
+            self._pages.clear()
+            self.forgotten += 1
 
     def waits_for(self, count: int, seconds: float = 30) -> None:
         """Return when that many pages have been wanted."""

@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import Future, wait
 
 import pytest
 
 from sdeivirt.errors import StateError
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE, ExitReason
+from sdeivirt.machine.qemu import QemuMachine
 
-from .control_support import wait_until
-from .machine_support import KINDS, Console, boot
+from .channel_support import background
+from .control_support import LIMIT, wait_until
+from .machine_support import KINDS, NEEDS_QEMU, Console, boot
 from .pages_support import Store
 
 pytestmark = pytest.mark.machine
 
 AREA = 0x4040_0000
 PAGES = 64
+AT_ONCE = 0.5  # seconds for what waits for nobody
 CODE = 0x4008_0000
 
 # Each PE adds 1 to the first word of every page, again and again, in the order that its number says.
@@ -118,6 +122,38 @@ def test_a_reset_brings_ram_that_is_all_there(kind: str) -> None:
             console.shows("B\nB\n")
             assert not machine.absent_count
             assert not any(machine.absent())
+            assert store.forgotten == 1
+
+
+@pytest.mark.parametrize("kind", [pytest.param("qemu", marks=[NEEDS_QEMU, pytest.mark.qemu])])
+def test_no_log_begins_while_pages_are_being_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would map them again, and what the guest then writes to them would be lost."""
+    with boot(kind, RESETS_ITSELF, memory=16 << 20) as machine:
+        assert isinstance(machine, QemuMachine)
+        console = Console(machine)
+        machine.start()
+        console.shows("B\n")
+        dirtying = machine.dirtying
+        assert dirtying is not None
+        flush, log = dirtying.flush, dirtying.log
+        begun: list[Future[None]] = []
+
+        def in_the_midst_of_it() -> bool:
+            begun.append(background(machine.start_dirty_log))
+            wait([begun[0]], AT_ONCE)
+            return flush()
+
+        monkeypatch.setattr(dirtying, "flush", in_the_midst_of_it)
+        with Store(machine) as store:
+            store.held = {(AREA - RAM_BASE) // PAGE_SIZE}
+            assert store.take([*store.held])
+            with pytest.raises(StateError, match="not here yet"):
+                begun[0].result(LIMIT)
+            assert not log.on
+        machine.start_dirty_log()
+        with pytest.raises(StateError, match="being moved"):
+            machine.evict_pages([0], store)
+        machine.stop_dirty_log()
 
 
 ENABLES = """

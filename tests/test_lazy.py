@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -159,6 +159,44 @@ def test_a_file_that_was_cut_short_is_refused(passes: list[dict[int, int]], data
         pass
 
 
+@settings(deadline=None, max_examples=60)
+@given(some_passes, some_passes, st.sampled_from([0, 3]), st.integers(0, PAGES // 8), st.booleans())
+def test_a_file_that_changes_gives_what_it_held_or_an_error(
+    passes: list[dict[int, int]], others: list[dict[int, int]], compress: int, read_before: int, whole: bool
+) -> None:
+    """Whatever it becomes, another guest's whole state too, and however much of it has been read before."""
+    stream, other = a_stream(passes, compress), a_stream(others, compress)
+    ram = eager(stream)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(stream)
+        file.flush()
+        index = FileIndex(Path(file.name))
+        for first in range(0, 8 * read_before, 8):
+            index.read(first, 8)
+        file.seek(0)
+        file.write(other if whole else other[: len(stream) // 2])
+        file.flush()
+        for first in range(0, PAGES, 8):
+            with suppress(StreamError):
+                assert index.read(first, 8) == ram[first * PAGE_SIZE : (first + 8) * PAGE_SIZE]
+        index.close()
+
+
+def test_a_page_that_changes_after_others_of_its_frame_were_read_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "guest"
+    stream = a_stream([{number: 3 * number + 2 for number in range(PAGES)}], 0)
+    path.write_bytes(stream)
+    index = FileIndex(path)
+    index.read(0, PAGES)
+    with path.open("r+b") as file:
+        file.seek(stream.index(page(3 * 63 + 2)) + 100)
+        file.write(b"another")
+    index.read(0, 1)
+    with pytest.raises(StreamError, match="has changed"):
+        index.read(63, 1)
+    index.close()
+
+
 def test_a_file_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "guest"
     path.write_bytes(a_stream([{number: 3 * number + 2 for number in range(PAGES)}], 0))
@@ -202,13 +240,6 @@ def test_ram_is_filled_as_an_eager_reader_fills_it(compress: int, tmp_path: Path
 
 
 # -- the VM
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
 
 
 class Command:

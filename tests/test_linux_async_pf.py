@@ -7,11 +7,12 @@ import random
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sdeivirt.machine.base import PAGE_SIZE
+from sdeivirt.machine.base import PAGE_SIZE, ExitReason
 
 from .linux_support import Linux, linux_marks
 from .pages_support import Store
@@ -26,9 +27,9 @@ _GO = "/tmp/go"
 
 
 class Faulting(Linux):
-    """A Linux with little memory, and the module loaded."""
+    """A Linux with little memory, and the module loaded unless its parameters are None."""
 
-    def __init__(self, kernel: str = "bookworm", *, module: str = "", **config: Any) -> None:
+    def __init__(self, kernel: str = "bookworm", *, module: str | None = "", **config: Any) -> None:
         super().__init__(kernel, client="", events=(), **{"memory": 256 << 20, **config})
         self._module = module
         self._begin = 0
@@ -36,7 +37,8 @@ class Faulting(Linux):
     def __enter__(self) -> Faulting:
         super().__enter__()
         self.booted()
-        self.sh(f"insmod /lib/sdei_async_pf.ko {self._module}")
+        if self._module is not None:
+            self.sh(f"insmod /lib/sdei_async_pf.ko {self._module}")
         return self
 
     def module_counts(self) -> list[dict[str, int]]:
@@ -259,4 +261,61 @@ def test_cpus_go_and_come_under_faults(kernel: str, cpu: str) -> None:
         assert linux.total("waiting") == 0
         assert "BUG" not in (log := linux.sh("dmesg"))
         assert "WARNING" not in log
+        linux.sh("rmmod sdei_async_pf")
+
+
+def swap(path: Path, size: int = 512 << 20) -> tuple[str, ...]:
+    """Room for an image of memory, as mkswap(8) makes it, and QEMU's words for the disk."""
+    page = bytearray(PAGE_SIZE)
+    struct.pack_into("<III", page, 1024, 1, size // PAGE_SIZE - 1, 0)
+    page[-10:] = b"SWAPSPACE2"
+    with path.open("wb") as file:
+        file.write(page)
+        file.truncate(size)
+    return "-drive", f"file={path},format=raw,if=none,id=swap", "-device", "virtio-blk-pci,drive=swap"
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize(
+    ("kernel", "module"),
+    [
+        ("bookworm", None),
+        pytest.param("bookworm", "", marks=pytest.mark.linux_full),
+        pytest.param("newest", "", marks=pytest.mark.linux_full),
+    ],
+    ids=str,
+)
+def test_it_sleeps_with_the_system_and_wakes_up_in_another_vm(kernel: str, module: str | None, tmp_path: Path) -> None:
+    """Hibernation: the hypervisor that it wakes up under knows nothing of it, or what another kernel has told."""
+    how: dict[str, Any] = {
+        "append": "modules=virtio_pci,virtio_blk",
+        "options": {"arguments": swap(tmp_path / "swap"), "cpu": "neoverse-n1"},
+        "vcpus": 2,
+        "memory": 512 << 20,
+    }
+    words = {**WORK, "mem": 4, "passes": 40}
+    with Faulting(kernel, **how) as linux:
+        expected = linux.checksums(**words)
+        linux.sh("swapon /dev/vda")
+        linux.prepare(**words)
+        with Store(linux.machine, 0.005) as store:
+            store.take(linux.working_set())
+            linux.go()
+            store.waits_for(4)  # tasks that sleep could not be frozen
+            linux.start_sh("echo disk >/sys/power/state")
+            assert linux.machine.wait(120).reason is ExitReason.POWER_OFF, linux.text
+        assert not linux.done
+    with Faulting(kernel, module=module, **how) as linux:
+        linux.start_sh("echo 254:0 >/sys/power/resume")
+        assert linux.end_sh(120)[0] == 0
+        assert linux.result() == expected
+        assert all(counts["wake_all"] == 1 for counts in linux.module_counts())
+        before = linux.module_counts()
+        linux.prepare(**words)
+        with Store(linux.machine, 0.003) as store:
+            store.take(linux.working_set())
+            linux.go()
+            assert linux.result() == expected
+        assert all(now["told"] > then["told"] for now, then in zip(linux.module_counts(), before, strict=True))
+        assert linux.total("waiting") == 0
         linux.sh("rmmod sdei_async_pf")

@@ -39,7 +39,17 @@ from sdeivirt.migration.channel.base import _Rest
 from sdeivirt.migration.channel.sockets import cut
 from sdeivirt.migration.frames import MAGIC
 
-from .channel_support import background, child, finish_and_close, joined, pair, read_all, read_exactly, socket_pair
+from .channel_support import (
+    background,
+    begins,
+    child,
+    finish_and_close,
+    joined,
+    pair,
+    read_all,
+    read_exactly,
+    socket_pair,
+)
 from .control_support import LIMIT, wait_until
 
 SHORT = 0.05
@@ -319,6 +329,13 @@ def test_closed_channels_leave_no_descriptors() -> None:
 
 
 # -- failures
+
+
+def test_who_begins_to_send_waits_for_nobody() -> None:
+    with pair() as (near, far):
+        begins(near, far)
+    with joined("tcp:127.0.0.1:0") as (near, far):
+        begins(near, far)
 
 
 def test_a_side_that_takes_nothing_has_stalled() -> None:

@@ -33,7 +33,7 @@ from sdeivirt.migration.channel import (
 from sdeivirt.migration.channel import listener as listening
 from sdeivirt.migration.frames import MAGIC
 
-from .channel_support import background, child, finish_and_close, joined, read_all, read_exactly
+from .channel_support import background, begins, child, finish_and_close, joined, read_all, read_exactly
 from .control_support import LIMIT, wait_until
 from .tls_support import Authority, lock_key, needs_openssl
 
@@ -117,6 +117,11 @@ def test_nothing_crosses_the_wire_in_the_clear(certificates: Certificates) -> No
     assert len(seen) > 1000
     assert b"memory" not in seen
     assert MAGIC not in seen
+
+
+def test_who_begins_to_send_waits_for_nobody(certificates: Certificates) -> None:
+    with joined("tcp:127.0.0.1:0", certificates.server, certificates.client) as (near, far):
+        begins(near, far)
 
 
 def test_both_threads_of_a_side_use_the_connection_at_once(certificates: Certificates) -> None:

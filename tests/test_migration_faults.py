@@ -29,7 +29,7 @@ STEPS: tuple[tuple[Direction, str], ...] = (
 )
 ORDER = {step: number for number, step in enumerate(STEPS)}
 END, LOAD, CMIT = ORDER[FORTH, "END"], ORDER[BACK, "LOAD"], ORDER[FORTH, "CMIT"]
-REDY, RUNS = ORDER[BACK, "REDY"], ORDER[BACK, "RUNS"]
+CONF, RUNS = ORDER[FORTH, "CONF"], ORDER[BACK, "RUNS"]
 PARTED = (Act.CUT, Act.HALF_CLOSE, Act.STALL, Act.KILL_SOURCE, Act.KILL_DESTINATION)
 SILENT = (Act.STALL, Act.HALF_CLOSE, Act.DROP)  # what only time can tell
 KILLS = (Act.KILL_SOURCE, Act.KILL_DESTINATION)
@@ -62,11 +62,17 @@ def outcomes(fault: Fault) -> set[str]:
     return {THERE}
 
 
+def is_patient(fault: Fault) -> bool:
+    """Whether the destination waits for the next who comes: as long as it does not know what machine to build."""
+    if fault.act in (Act.KILL_DESTINATION, Act.END_DESTINATION):
+        return False
+    at = ORDER[fault.direction, fault.kind]
+    return at < CONF or (at == CONF and fault.part is not Part.AFTER and fault.act is not Act.DUPLICATE)
+
+
 def go_through(kind: str, runtime: Path, fault: Fault) -> None:
     """A migration with a fault, and all that has to hold then and afterwards."""
-    at = ORDER[fault.direction, fault.kind]
-    # Before it knows what machine to build, a destination waits for the next who comes.
-    patient = at < REDY and fault.act not in (Act.KILL_DESTINATION, Act.END_DESTINATION)
+    patient = is_patient(fault)
     stall = STALL if fault.act in SILENT else LIMIT
     with Scene(runtime, fault, kind) as scene:
         mover = scene.mover
@@ -122,13 +128,6 @@ def look_at_the_processes(scene: Scene, fault: Fault, found: str, patient: bool)
         assert there.wait() == ENDED
         assert here.wait() == 0
         assert "its guest has moved to" in here.err
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
 
 
 def every_fault() -> Iterator[Fault]:

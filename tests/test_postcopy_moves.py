@@ -21,6 +21,7 @@ from sdeivirt.machine.base import PAGE_SIZE
 from sdeivirt.migration.index import FileIndex
 from sdeivirt.migration.status import MigrationStatus
 
+from .asm import assemble
 from .control_support import VmProcess, cli, wait_until
 from .frame_proxy import BACK, FORTH, Act, Direction, Fault, FrameProxy, Part
 from .machine_support import KINDS, NEEDS_QEMU
@@ -40,13 +41,6 @@ STEPS: tuple[tuple[Direction, str], ...] = (
 )
 PARTED = (Act.CUT, Act.HALF_CLOSE, Act.STALL)
 WHOLE = (Act.FLIP_HEADER, Act.FLIP_PAYLOAD, Act.DROP, Act.DUPLICATE)
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
 
 
 class Behind:
@@ -334,6 +328,51 @@ def test_the_guest_ends_before_its_pages_have_come(runtime: Path) -> None:
         assert scene.there.wait() == 0
         assert scene.here.wait() == 0
         assert "has moved" in scene.here.err
+
+
+# It writes to many pages, and resets itself for event 0.
+RESETS_ITSELF = """
+    ldr x26, =0x40400000
+    mov x25, #2048
+1:  str x26, [x26]
+    add x26, x26, #4096
+    subs x25, x25, #1
+    b.ne 1b
+    take_event handler
+    say 'U'
+    say 10
+    b .
+handler:
+    call SYSTEM_RESET
+"""
+
+
+def test_a_guest_that_resets_itself_needs_nothing_of_what_it_was(runtime: Path) -> None:
+    """Its RAM is fresh then: the source is told at once, and ends well."""
+    uri = f"unix:{runtime}/there.sock"
+    guest = ("--guest", str(assemble(RESETS_ITSELF)), "--memory", "16M")
+    with VmProcess(runtime, *guest) as here, VmProcess(runtime, "--incoming", uri, name="there") as there:
+        here.wait_out("U\n")
+        there.wait_err("waiting for a guest")
+        with VmClient("vm") as client:
+            client.execute("migrate", **{"uri": uri, "postcopy": 0, "max-bandwidth": 1 << 16})
+            wait_until(lambda: client.execute("query-migrate")["status"] == "postcopy-active")
+        with VmClient("there") as client:
+
+            def status() -> MigrationStatus:
+                return MigrationStatus(**client.execute("query-migrate"))
+
+            assert status().remaining > 1000
+            client.inject(0, 0)
+            assert here.wait() == 0, here.err
+            assert "its guest has moved to" in here.err
+            wait_until(lambda: status().status == "completed")
+            assert status().remaining == 0
+            there.wait_out("U\n")
+            client.inject(0, 0)
+            there.wait_out("U\nU\n")
+            client.quit()
+        assert there.wait() == 0, there.err
 
 
 @pytest.mark.parametrize("fault", [None, Fault(Act.CUT, FORTH, "PAGE", 2, Part.PAYLOAD)], ids=str)

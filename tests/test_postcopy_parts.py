@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from sdeivirt.errors import MigrationError, StreamError, UsageError
 from sdeivirt.machine import MachineConfig
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE
 from sdeivirt.machine.unicorn import UnicornMachine
+from sdeivirt.migration.arriving import PagesAhead, Standstill
 from sdeivirt.migration.channel import ChannelError, Pace, SocketChannel
 from sdeivirt.migration.frames import Frame
+from sdeivirt.migration.identity import Identity
 from sdeivirt.migration.lacking import (
     Got,
     pack_gift,
@@ -39,6 +43,7 @@ from sdeivirt.migration.pageframes import RamStore
 from sdeivirt.migration.pager import Pager
 from sdeivirt.migration.pageserver import PageServer, Served, ServerOptions
 from sdeivirt.migration.slow import SlowLink
+from sdeivirt.migration.status import Progress
 from sdeivirt.migration.wants import Wants
 from sdeivirt.migration.wire import Wire
 
@@ -160,7 +165,7 @@ def test_those_around_a_page_come_with_it() -> None:
     wants.want(8)
     wants.want(63)
     assert wants.take() == [(8, 2), (56, 8)]
-    assert wants.take(wait=False) == []
+    assert wants.take() == []
     wants.came(11, 5)
     wants.came(8, 2)
     assert wants.left == 63 - 7
@@ -456,6 +461,160 @@ def test_a_pager_begins_again_where_the_last_connection_ended() -> None:
         second.result(LIMIT)
         again.channel.close()
         wire.channel.close()
+
+
+def test_a_guest_that_was_reset_needs_no_pages() -> None:
+    """Whoever has them is told, hears of nothing else any more, and what is on its way is of no use."""
+    with paging(bytearray(b"\1" * PAGES)) as (other, machine, wants, ended):
+        wants.want(9)
+        assert read_wants(other.wire.next(), PAGES) == [(9, 1)]
+        machine.demand.forget()
+        wants.want(10)
+        assert other.wire.next().kind == Kind.HAVE
+        other.wire.send(Kind.GIVE, pack_gift([(9, 1)]), b"\4" * PAGE_SIZE)
+        other.wire.send(Kind.HAVE)
+        ended()
+        assert (wants.left, machine.absent_count) == (0, 0)
+        assert not any(machine.memory())
+
+
+def test_a_guest_that_is_reset_while_nobody_has_its_pages_goes_on() -> None:
+    """And whoever comes again with them is told so."""
+    callers: queue.SimpleQueue[Wire] = queue.SimpleQueue()
+    shut = threading.Event()
+
+    def caller(limit: float) -> Wire | None:
+        if shut.is_set():
+            raise MigrationError("nobody can come any more")
+        with suppress(queue.Empty):
+            return callers.get(timeout=min(limit, 0.05))
+        return None
+
+    with UnicornMachine(MachineConfig(vcpus=1, memory=MEMORY)) as machine:
+        machine.start_incoming()
+        wants = Wants(bytearray(b"\1" * PAGES))
+        machine.lack_pages(wants.map(), wants)
+        progress = Progress()
+        ahead = PagesAhead(machine, progress, wants, Identity.ours(), caller, shut.set, Standstill(machine))
+
+        def connected() -> tuple[Other, Wire]:
+            near, far = socket.socketpair()
+            other, wire = Other(far), Wire(SocketChannel(near, "the test"), "the test")
+            wire.send(Kind.DONE)
+            assert wire.next().kind == other.wire.next().kind == Kind.DONE
+            return other, wire
+
+        other, wire = connected()
+        ended = background(lambda: ahead.run(wire, lambda _: None))
+        assert other.wire.next().kind == Kind.LACK
+        other.channel.close()
+        wait_until(lambda: progress.now.status == "postcopy-paused")
+        machine.demand.forget()
+        wait_until(lambda: progress.now.status == "completed")
+        assert progress.now.remaining == 0
+        other, wire = connected()
+        callers.put(wire)
+        frame = other.wire.next()
+        assert not any(read_map(frame, PAGES))
+        assert other.wire.next().kind == Kind.HAVE
+        other.wire.send(Kind.HAVE)
+        ended.result(LIMIT)
+        other.channel.close()
+
+
+def test_who_wants_a_page_is_never_held_up() -> None:
+    """The other side reads nothing, and neither side has room for what is asked for; who asks may hold any lock."""
+    near, far = socket.socketpair()
+    for end in (near, far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    other = Other(far)
+    wire = Wire(SocketChannel(near, "the test"), "the test")
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a channel wants much
+    wire.send(Kind.DONE)
+    assert wire.next().kind == other.wire.next().kind == Kind.DONE
+    wire.channel.stall = None
+    with UnicornMachine(MachineConfig(vcpus=1, memory=MEMORY)) as machine:
+        machine.start_incoming()
+        wants = Wants(bytearray(b"\1" * PAGES), prefetch=1)
+        machine.lack_pages(wants.map(), wants)
+        pager = Pager(machine, wants)
+        ended = background(lambda: pager.run(wire))
+        assert other.wire.next().kind == Kind.LACK
+        order = random.Random(3).sample(range(PAGES), PAGES)
+
+        def want_all() -> None:
+            for page in order + order:
+                wants.want(page)
+
+        background(want_all).result(LIMIT)
+        asked: list[int] = []
+        while len(asked) < PAGES:
+            frame = other.wire.next()
+            assert frame.kind == Kind.WANT
+            asked += [page for first, count in read_wants(frame, PAGES) for page in range(first, first + count)]
+        assert sorted(asked) == list(range(PAGES))  # each once
+        background(pager.enough).result(LIMIT)
+        assert other.wire.next().kind == Kind.HAVE
+        other.wire.send(Kind.HAVE)
+        ended.result(LIMIT)
+        other.channel.close()
+        wire.channel.close()
+
+
+class HeldWire(Wire):
+    """Something happens before and while it is told which pages are lacking."""
+
+    def __init__(self, connection: socket.socket, before: Callable[[], object]) -> None:
+        super().__init__(SocketChannel(connection, "the test"), "the test")
+        self.before = before
+
+    def read_ahead(self) -> None:
+        self.before()
+        super().read_ahead()
+
+    def send(self, kind: bytes, *buffers: bytes | memoryview, instance: int = 0, version: int = 0) -> None:
+        if kind == Kind.LACK:
+            self.before()
+        super().send(kind, *buffers, instance=instance, version=version)
+
+
+def test_who_comes_late_asks_on_no_connection_that_has_ended() -> None:
+    """A thread that was about to ask when the connection broke, and goes on when another is being made."""
+    with UnicornMachine(MachineConfig(vcpus=1, memory=MEMORY)) as machine:
+        machine.start_incoming()
+        wants = Wants(bytearray(b"\1" * PAGES), prefetch=1)
+        machine.lack_pages(wants.map(), wants)
+        pager = Pager(machine, wants)
+        late: list[Callable[[], object]] = []
+
+        def begin(before: Callable[[], object]) -> tuple[Other, Wire, Future[None]]:
+            near, far = socket.socketpair()
+            other, wire = Other(far), HeldWire(near, before)
+            wire.send(Kind.DONE)
+            assert wire.next().kind == other.wire.next().kind == Kind.DONE
+            return other, wire, background(lambda: pager.run(wire))
+
+        other, wire, ended = begin(lambda: None)
+        assert other.wire.next().kind == Kind.LACK
+        wants.want(9)
+        assert read_wants(other.wire.next(), PAGES) == [(9, 1)]
+        late.append(wants.hurry)
+        other.channel.close()
+        with pytest.raises(ChannelError):
+            ended.result(LIMIT)
+
+        other, again, ended = begin(lambda: late[0]())
+        assert other.wire.next().kind == Kind.LACK
+        assert read_wants(other.wire.next(), PAGES) == [(9, 1)]
+        late[0]()
+        wants.want(10)
+        assert read_wants(other.wire.next(), PAGES) == [(10, 1)]
+        other.wire.send(b"ZERO", struct.pack("<QQ", RAM_BASE, PAGES))
+        assert other.wire.next().kind == Kind.HAVE
+        other.wire.send(Kind.HAVE)
+        ended.result(LIMIT)
+        for channel in (other.channel, wire.channel, again.channel):
+            channel.close()
 
 
 def test_a_server_and_a_pager_agree_on_every_byte(tmp_path: Path) -> None:

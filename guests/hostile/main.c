@@ -12,6 +12,7 @@
  */
 #include "fdt.h"
 #include "hostile.h"
+#include "ram.h"
 
 volatile struct trap traps[HOSTILE_CPUS];
 u64 ram_end, block, seed;
@@ -134,22 +135,14 @@ static void nothing(struct cpu *cpu)
 static void look_around(void)
 {
 	struct fdt f;
-	u32 node, child = FDT_NONE, len;
+	u32 node, child = FDT_NONE;
 	const char *name;
-	const u8 *data;
+	u64 start;
 
+	ram_find(&start, &ram_end);
 	if (!fdt_open(&f, machine.dtb))
 		result_failed("no device tree");
-	data = fdt_prop(&f, fdt_node(&f, "/memory", 7), "reg", &len);
-	if (!data || len < 16)
-		result_failed("no /memory in the device tree");
-	for (u32 i = 0; i < 8; i++) {
-		ram_end = ram_end << 8 | data[8 + i];
-		block = block << 8 | data[i];
-	}
-	ram_end += block;
 	has_gic = fdt_node(&f, "/intc", 5) != FDT_NONE;
-	block = 0;
 	node = fdt_node(&f, "/reserved-memory", 16);
 	while (node && (child = fdt_child(&f, node, child, &name)))
 		if (strlen(name) > 8 && !memcmp(name, "monitor@", 8) && !fdt_reg(&f, child, 2, &block))

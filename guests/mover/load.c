@@ -7,6 +7,7 @@
  * 'q' has everything checked once more, and ends the run.
  */
 #include "mover.h"
+#include "ram.h"
 
 #define PAGES_AT_ONCE	16
 #define ROUNDS_AT_ONCE	60

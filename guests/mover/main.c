@@ -1,22 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Start and end of a guest that is moved: what bootargs want, where memory is, how a failure gets out.
+ * Start and end of a guest that is moved: what bootargs want, how a failure gets out.
  *
  * bootargs: case=load (default) | cells.N | list
  *           patience=N (seconds that CPU#0 waits for what must happen, default 20)
  *           load: mib=N (of each CPU's arena, default 1), rate=N (pages that a pass writes, 0: all), inside=N (polls that
  *           a handler takes, default 200), signals=1 (CPUs raise event 0 for each other)
  */
-#include "fdt.h"
 #include "mover.h"
 
 struct pe pes[MOVER_CPUS];
 
-static u64 ram_next, ram_end;
 static bool is_load;
 static void (*run_secondary)(struct cpu *);
-
-u64 stack_of(u64 index);		/* of lib/start.S: the end of that CPU's stack */
 
 /* -- failures */
 
@@ -83,42 +79,6 @@ bool wait_more(struct patience *w)
 	return w->polls < PATIENCE_POLLS || now - w->start < patience * read_sysreg("cntfrq_el0");
 }
 
-/* -- RAM */
-
-static void find_ram(void)
-{
-	struct fdt f;
-	u64 base = 0, size = 0;
-	const u8 *data;
-	u32 len;
-
-	if (!fdt_open(&f, machine.dtb))
-		result_failed("no device tree");
-	data = fdt_prop(&f, fdt_node(&f, "/memory", 7), "reg", &len);
-	if (!data || len < 16)
-		result_failed("no /memory in the device tree");
-	for (u32 i = 0; i < 8; i++) {
-		base = base << 8 | data[i];
-		size = size << 8 | data[8 + i];
-	}
-	ram_end = base + size;
-	/* A guest that is loaded at the RAM base has its device tree behind it. */
-	ram_next = stack_of(MAX_CPUS - 1);
-	if (machine.dtb >= ram_next)
-		ram_next = machine.dtb + 0x100000;
-	ram_next = (ram_next + 4095) & ~4095ul;
-}
-
-u64 ram_take(u64 pages)
-{
-	u64 at = ram_next;
-
-	if (at > ram_end || pages > (ram_end - at) >> 12)
-		result_failed("not enough memory: give the guest more, or say mib=");
-	ram_next += pages << 12;
-	return at;
-}
-
 /* -- */
 
 s64 psci(u32 id, u64 a, u64 b, u64 c)
@@ -161,7 +121,6 @@ void guest_main(struct cpu *cpu)
 		result_failed("no /firmware/sdei in the device tree");
 	if (machine.nr_cpus > MOVER_CPUS)
 		result_failed("more than %u CPUs", (u32)MOVER_CPUS);
-	find_ram();
 	patience = arg_u64("patience", patience);
 	if (arg_is("case", "list")) {
 		cells_list();

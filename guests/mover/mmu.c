@@ -6,6 +6,7 @@
  * Memory is non-cacheable, since CPUs without MMU use the same pages.  Arm ARM D8.
  */
 #include "mover.h"
+#include "ram.h"
 
 #define PAGE		4096ul
 #define PER_TABLE	512ul

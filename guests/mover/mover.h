@@ -72,9 +72,6 @@ struct patience { u64 polls, start; };
 bool wait_more(struct patience *w);
 #define WAIT(cond)		({ struct patience w_ = { 0 }; while (!(cond) && wait_more(&w_)) relax(); mb(); !!(cond); })
 
-/* Whole pages of RAM behind the guest, for good; they are zero. */
-u64 ram_take(u64 pages);
-
 void secondary_main(struct cpu *cpu);	/* what cpus_start() has to run */
 s64 psci(u32 id, u64 a, u64 b, u64 c);
 static inline u64 mix(u64 x)		/* splitmix64: of two arguments that differ in a bit nothing alike is left */

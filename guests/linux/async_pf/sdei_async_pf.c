@@ -17,6 +17,7 @@
 
 #include <linux/arm-smccc.h>
 #include <linux/arm_sdei.h>
+#include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
 #include <linux/delay.h>
 #include <linux/interrupt.h>
@@ -31,6 +32,7 @@
 #include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/suspend.h>
 #include <linux/task_work.h>
 #include <linux/version.h>
 #include <asm/ptrace.h>
@@ -90,17 +92,18 @@ struct counts {
 	u64 told, slept, early, refused, full, ended, ready, unknown, wake_all;
 };
 
-struct cpu {
+struct pe {
 	struct block *block;
 	struct slot slots[MAX_SLOTS];
 	struct counts counts;
 };
 
-static DEFINE_PER_CPU(struct cpu *, cpus);
+static DEFINE_PER_CPU(struct pe *, cpus);
 static DEFINE_PER_CPU(int, cookie);	/* request_percpu_irq() wants one */
 static unsigned int irq;
 static u32 event;
 static int hotplug_state;
+static bool asleep;			/* the system is, or about to be; CPUs neither come nor go when that changes */
 
 static struct {				/* the kernel's SDEI driver, which exports nothing */
 	int (*event_register)(u32 event, sdei_event_callback *callback, void *arg);
@@ -132,7 +135,7 @@ static void give_back(struct slot *slot)
 static void wait_for_page(struct callback_head *work)
 {
 	struct slot *slot = container_of(work, struct slot, work);
-	struct cpu *cpu = raw_cpu_read(cpus);
+	struct pe *cpu = raw_cpu_read(cpus);
 	bool slept = false;
 
 	raw_spin_lock_irq(&slot->lock);
@@ -172,7 +175,7 @@ static void page_is_there(struct slot *slot)
 	/* else it has not gone to sleep yet, and will not */
 }
 
-static void wake_all(struct cpu *cpu)
+static void wake_all(struct pe *cpu)
 {
 	unsigned long flags;
 	unsigned int i;
@@ -188,7 +191,7 @@ static void wake_all(struct cpu *cpu)
 	}
 }
 
-static bool wake(struct cpu *cpu, u32 token)
+static bool wake(struct pe *cpu, u32 token)
 {
 	bool found = false;
 	unsigned int i;
@@ -209,7 +212,7 @@ static bool wake(struct cpu *cpu, u32 token)
 
 /* --------------------------------------------------------------------------------------------------- what we are told */
 
-static struct slot *claim(struct cpu *cpu)
+static struct slot *claim(struct pe *cpu)
 {
 	unsigned int i;
 
@@ -220,7 +223,7 @@ static struct slot *claim(struct cpu *cpu)
 	return NULL;
 }
 
-static bool stop_current(struct cpu *cpu, u32 token)
+static bool stop_current(struct pe *cpu, u32 token)
 {
 	struct slot *slot = claim(cpu);
 
@@ -239,7 +242,7 @@ static bool stop_current(struct cpu *cpu, u32 token)
 /* The page that the current task has touched is not there. An NMI. */
 static int not_present(u32 number, struct pt_regs *regs, void *argument)
 {
-	struct cpu *cpu = __this_cpu_read(cpus);
+	struct pe *cpu = __this_cpu_read(cpus);
 	struct block *block = cpu->block;
 
 	if (READ_ONCE(block->reason) != REASON_NOT_PRESENT)
@@ -259,7 +262,7 @@ static int not_present(u32 number, struct pt_regs *regs, void *argument)
 
 static irqreturn_t ready(int number, void *unused)
 {
-	struct cpu *cpu = __this_cpu_read(cpus);
+	struct pe *cpu = __this_cpu_read(cpus);
 	struct block *block = cpu->block;
 	u32 tail = block->tail;
 
@@ -284,7 +287,7 @@ static void tell_no_more(void)
 	call(ASYNC_PF_ENABLE, 0, NULL);
 }
 
-static int cpu_comes(unsigned int number)
+static int begin(void)
 {
 	struct block *block = this_cpu_read(cpus)->block;
 	int err;
@@ -298,13 +301,70 @@ static int cpu_comes(unsigned int number)
 }
 
 /* Tokens are void from here on, so nobody would wake those who wait for them. */
-static int cpu_goes(unsigned int number)
+static void end(void)
 {
 	tell_no_more();
 	disable_percpu_irq(irq);
 	wake_all(this_cpu_read(cpus));
+}
+
+static int cpu_comes(unsigned int number)
+{
+	return asleep ? 0 : begin();
+}
+
+static int cpu_goes(unsigned int number)
+{
+	if (!asleep)
+		end();
 	return 0;
 }
+
+/*
+ * The whole system goes to sleep, perhaps to wake up under another hypervisor, which knows nothing of us: with the memory of
+ * now, to which nobody may have written meanwhile.  A task that waited for a page could not be frozen either.
+ */
+static void cpu_falls_asleep(void *unused)
+{
+	end();
+}
+
+static void cpu_wakes_up(void *unused)
+{
+	int err = begin();
+
+	if (err)
+		pr_err("CPU %d is not told of pages any more: error %d\n", smp_processor_id(), err);
+}
+
+static int sleeps(struct notifier_block *block, unsigned long action, void *unused)
+{
+	bool sleep;
+
+	switch (action) {
+	case PM_HIBERNATION_PREPARE:
+	case PM_RESTORE_PREPARE:	/* another kernel takes this one's place */
+	case PM_SUSPEND_PREPARE:
+		sleep = true;
+		break;
+	case PM_POST_HIBERNATION:
+	case PM_POST_RESTORE:
+	case PM_POST_SUSPEND:
+		sleep = false;
+		break;
+	default:
+		return NOTIFY_DONE;
+	}
+	cpus_read_lock();
+	if (sleep != asleep) {
+		asleep = sleep;
+		on_each_cpu(sleep ? cpu_falls_asleep : cpu_wakes_up, NULL, 1);
+	}
+	cpus_read_unlock();
+	return NOTIFY_OK;
+}
+
+static struct notifier_block sleep_notifier = { .notifier_call = sleeps };
 
 /* The next kernel's memory is not to be written to. */
 static void cpu_reboots(void *unused)
@@ -322,7 +382,7 @@ static struct notifier_block reboot_notifier = { .notifier_call = reboots };
 
 /* ------------------------------------------------------------------------------------------------------------ counting */
 
-static unsigned int busy_slots(const struct cpu *cpu)
+static unsigned int busy_slots(const struct pe *cpu)
 {
 	unsigned int i, busy = 0;
 
@@ -336,7 +396,7 @@ static int show_counts(char *buffer, const struct kernel_param *unused)
 	int number, length = 0;
 
 	for_each_possible_cpu(number) {
-		const struct cpu *cpu = per_cpu(cpus, number);
+		const struct pe *cpu = per_cpu(cpus, number);
 		const struct counts *c = &cpu->counts;
 
 		length += sysfs_emit_at(buffer, length,
@@ -409,7 +469,7 @@ static void free_cpus(void)
 	int number;
 
 	for_each_possible_cpu(number) {
-		struct cpu *cpu = per_cpu(cpus, number);
+		struct pe *cpu = per_cpu(cpus, number);
 
 		if (cpu)
 			free_page((unsigned long)cpu->block);
@@ -422,7 +482,7 @@ static int make_cpus(void)
 	int number, i;
 
 	for_each_possible_cpu(number) {
-		struct cpu *cpu = kzalloc(sizeof(*cpu), GFP_KERNEL);
+		struct pe *cpu = kzalloc(sizeof(*cpu), GFP_KERNEL);
 
 		per_cpu(cpus, number) = cpu;
 		if (cpu)
@@ -476,6 +536,7 @@ static int __init async_pf_init(void)
 	err = hotplug_state = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "sdei_async_pf:online", cpu_comes, cpu_goes);
 	if (err < 0)
 		goto out_event;
+	register_pm_notifier(&sleep_notifier);
 	register_reboot_notifier(&reboot_notifier);
 	pr_info("event 0x%x, interrupt %u, %u slots a CPU\n", event, irq, slots);
 	return 0;
@@ -493,6 +554,7 @@ out_cpus:
 static void __exit async_pf_exit(void)
 {
 	unregister_reboot_notifier(&reboot_notifier);
+	unregister_pm_notifier(&sleep_notifier);
 	cpuhp_remove_state(hotplug_state);
 	unregister_event();
 	let_everybody_go();

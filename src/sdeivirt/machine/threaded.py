@@ -31,7 +31,9 @@ class ThreadedMachine(PagedMachine):
         self._ending: ExitReason | None = None  # the run is to end, or has ended
         self._error: BaseException | None = None
         self._outcome: Outcome | None = None
-        self._watch = Watchdog(self, config.watchdog) if config.watchdog is not None else None
+        self._watch: Watchdog | None = None
+        if config.watchdog is not None:
+            self._watch = Watchdog(self, config.watchdog, self.stood, self.vcpu_goes_on)
 
     @abstractmethod
     def _work(self) -> None:

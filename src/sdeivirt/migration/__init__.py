@@ -23,6 +23,7 @@ A guest that goes before its pages, which follow:
 lacking.py      what is said of pages that are lacking
 wants.py        which they are, and what to ask for next
 pager.py        asks for them, and gives them to the machine
+mouth.py        what it says meanwhile, and never waits for that
 arriving.py     the destination
 postcopy.py     the source
 pageserver.py   sends them, those that are asked for first

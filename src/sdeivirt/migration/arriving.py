@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import MigrationError, SdeivirtError
 from ..machine.base import Machine
@@ -86,6 +87,8 @@ class PagesAhead:
         self._pager = Pager(machine, wants, self._tell, self._complete)
         self._standstill = standstill
         self._hint = hint
+        self._base = progress.now  # before a page has come
+        self._said = ""  # why it stood still last
         self._source = source
         self._caller, self._shut = caller, shut
         self._changed = threading.Condition()
@@ -105,6 +108,7 @@ class PagesAhead:
 
         Raises nothing for what can go wrong with that: the status tells.
         """
+        self._base = replace(self._progress.now, bytes=max(self._progress.now.bytes, wire.channel.received))
         self._progress.update(status="postcopy-active", remaining=self._wants.left)
         self._wire = wire
         door = threading.Thread(target=self._mind_the_door, name="migration-door", daemon=True)
@@ -123,10 +127,7 @@ class PagesAhead:
     def close(self) -> None:
         """The VM has ended: whatever is still to come, nobody needs it."""
         if self._machine.state == "stopped":
-            try:
-                self._pager.enough()
-            except (SdeivirtError, OSError) as error:
-                _log.debug("last words: %s", error)
+            self._pager.enough()
             if not self._known:
                 self._ended.wait(_NEWS)  # if the connection breaks it comes again
         with self._changed:
@@ -140,7 +141,7 @@ class PagesAhead:
             wire.channel.abort()
 
     def _go_through(self, wire: Wire | None, settle: Callable[[Wire], None]) -> None:
-        deadline: float | None = None
+        deadline = None
         while wire is not None:
             with self._changed:
                 self._wire = wire
@@ -160,33 +161,50 @@ class PagesAhead:
             if self._over:
                 return
             if self._wants.left:
-                self._stand_still(message)
-            else:
+                self._stand_still(message, wire.other)
+            elif not self._wants.forgotten:  # else the source has pages, and comes when somebody has it recover
                 deadline = deadline or time.monotonic() + _PATIENCE
             wire = self._await(deadline)
 
     # -- the guest
 
     def _go_on(self) -> None:
-        if not self._wants.left:
-            return
-        self._progress.update(status="postcopy-active", error="", hint="")
+        if self._wants.left:
+            self._progress.update(status="postcopy-active", error="", hint="")
         self._standstill.end()
 
-    def _stand_still(self, message: str) -> None:
+    def _stand_still(self, message: str, other: str) -> None:
         if self._machine.state == "stopped":
             return
         self._standstill.begin()
         self._tell()
         self._progress.update(status="postcopy-paused", error=message, hint=self._hint)
-        _log.warning("the connection to the source broke, and the guest stands still: %s", message)
+        if message != self._said:  # another connection may break like the last one, and so on
+            self._said = message
+            _log.warning("the connection to %s broke, and the guest stands still: %s", other, message)
 
     def _complete(self) -> None:
         self._tell()
         self._progress.update(status="completed", error="", hint="")
 
+    def _reset(self) -> bool:
+        """The guest was reset and stands still for nothing; whether there is a source that is to know."""
+        if self._progress.now.status != "completed" and self._machine.state != "stopped":
+            self._standstill.end()
+            self._complete()
+        return self._source is not None
+
     def _tell(self) -> None:
-        tell_figures(self._machine, self._wants, self._progress)
+        base, (plain, zero, same) = self._base, self._pager.pages
+        tell_figures(
+            self._machine,
+            self._wants,
+            self._progress,
+            plain=base.plain + plain,
+            zero=base.zero + zero,
+            duplicate=base.duplicate + same,
+            bytes=base.bytes + self._pager.received,
+        )
 
     # -- connections
 
@@ -214,6 +232,8 @@ class PagesAhead:
                 wire, self._next = self._next, None
                 if wire is not None or self._over:
                     return wire
+            if self._wants.forgotten and not self._reset():
+                return None
             stopped = self._machine.state == "stopped"
             if self._source is not None and is_dead(self._source):
                 if self._wants.left and not stopped:

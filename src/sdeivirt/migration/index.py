@@ -3,7 +3,8 @@
 
 The file is gone through once, and the pages' contents are passed over: what is kept is which frame
 holds the newest content of each page. A frame is read whole when a page of it is needed for the first time, and
-its checksum looked at; from one that is not compressed single pages are read after that.
+its checksum looked at; from one that is not compressed single pages are read after that, each of which has to be
+what it was then: others can write to the file while we read.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ class _PageFrame:
     first: int
     count: int
     packed: bool
+    checksum: int
     where: array[int] | None
-    sound: bool = False  # its checksum has been looked at
+    sums: array[int] | None = None  # once it was whole, those of its data, page by page; if it is not packed
 
     @property
     def data(self) -> int:
@@ -147,7 +149,7 @@ class FileIndex:
         head = os.pread(self._file.fileno(), FRAME.size + PAGES.size, at)
         if len(head) < FRAME.size + PAGES.size or head[:4] != b"PAGE":
             return 0
-        kind, version, flags, instance, length, number, _ = FRAME.unpack_from(head)
+        kind, version, flags, instance, length, number, checksum = FRAME.unpack_from(head)
         frame = Frame(kind, version, instance, reader.number, at, memoryview(b""))
         limits = KINDS[kind]
         if version or flags or instance or number != reader.number or not limits.shortest <= length <= limits.longest:
@@ -165,7 +167,8 @@ class FileIndex:
         if not ZEROES.startswith(table):
             entries = struct.unpack(f"<{count}H", table)
             check_entries(frame, entries)
-        self._note(_PageFrame(at, number, length, first, count, encoding == ZSTD, None), entries)
+        packed = encoding == ZSTD
+        self._note(_PageFrame(at, number, length, first, count, packed, checksum, _places(entries)), entries)
         reader.number += 1
         reader.offset += FRAME.size + length
         return int(FRAME.size + length)
@@ -176,17 +179,10 @@ class FileIndex:
         if entries is None:
             self._place[first : first + frame.count] = array("I", [this]) * frame.count
             return
-        where = array("H")
-        plain = 0
+        assert frame.where is not None
         for index, entry in enumerate(entries):
-            if entry == PLAIN:
-                where.append(plain)
-                plain += 1
-            else:
-                where.append(where[entry - SAME] if entry >= SAME else _NOWHERE)
             if entry != SKIPPED:
-                self._place[first + index] = this if where[index] != _NOWHERE else 0
-        frame.where = where
+                self._place[first + index] = this if frame.where[index] != _NOWHERE else 0
 
     # -- pages
 
@@ -207,25 +203,37 @@ class FileIndex:
     def _of_frame(self, number: int, first: int, end: int) -> bytes:
         """Pages [first, end), all of which a frame has."""
         frame = self._frames[number]
-        if frame.packed or not frame.sound:
-            data = self._unpacked.get(number)
-            if data is None:
-                data = self._load(number, frame)
-            else:
-                self._unpacked.move_to_end(number)
-        else:
-            data = None
+        sums = frame.sums
+        data = self._data(number, frame) if sums is None else memoryview(b"")
         parts = []
         begin = first - frame.first
         for index, count in _in_order(frame.where, begin, end - frame.first):
-            if data is not None:
-                parts.append(bytes(data[index * PAGE_SIZE : (index + count) * PAGE_SIZE]))
+            if sums is not None:
+                parts.append(self._again(frame.data + index * PAGE_SIZE, sums[index : index + count]))
             else:
-                part = os.pread(self._file.fileno(), count * PAGE_SIZE, frame.data + index * PAGE_SIZE)
-                if len(part) < count * PAGE_SIZE:
-                    raise StreamError(f"{self.path} has become shorter", AGAIN)
-                parts.append(part)
+                parts.append(bytes(data[index * PAGE_SIZE : (index + count) * PAGE_SIZE]))
         return b"".join(parts)
+
+    def _data(self, number: int, frame: _PageFrame) -> memoryview:
+        """All data of a frame, if need be out of the file. Raises StreamError."""
+        data = self._unpacked.get(number)
+        if data is None:
+            return self._load(number, frame)
+        self._unpacked.move_to_end(number)
+        return data
+
+    def _again(self, offset: int, sums: array[int]) -> bytes:
+        """Pages that were whole when their frame was read. Raises StreamError where they are others now."""
+        size = len(sums) * PAGE_SIZE
+        part = os.pread(self._file.fileno(), size, offset)
+        if len(part) < size:
+            raise StreamError(f"{self.path} has become shorter", AGAIN)
+        if _sums(memoryview(part)) != sums:
+            raise self._changed()
+        return part
+
+    def _changed(self) -> StreamError:
+        return StreamError(f"{self.path} has changed while it was read", AGAIN)
 
     def _load(self, number: int, frame: _PageFrame) -> memoryview:
         """The data of a frame, unpacked, which is sound. Raises StreamError."""
@@ -235,14 +243,42 @@ class FileIndex:
             raise StreamError(f"{self.path} has become shorter", AGAIN)
         checksum = xxhash.xxh3_64(content[:CHECKED])
         checksum.update(found.payload)
-        if checksum.intdigest() != FRAME.unpack_from(content)[-1]:
+        if FRAME.unpack_from(content)[-1] != frame.checksum:
+            raise self._changed()
+        if checksum.intdigest() != frame.checksum:
             raise damaged(found, "the checksum is wrong")
-        data = read_pages(found, self.configuration.memory).data
-        frame.sound = True
+        pages = read_pages(found, self.configuration.memory)
+        if _places(pages.entries) != frame.where:
+            raise self._changed()
+        data = pages.data
+        if not frame.packed:
+            frame.sums = _sums(data)
+            return data
         self._unpacked[number] = data
         if len(self._unpacked) > _KEPT:
             self._unpacked.popitem(last=False)
         return data
+
+
+def _sums(data: memoryview) -> array[int]:
+    """Checksums of pages."""
+    digest = xxhash.xxh3_64_intdigest
+    return array("Q", [digest(data[at : at + PAGE_SIZE]) for at in range(0, len(data), PAGE_SIZE)])
+
+
+def _places(entries: tuple[int, ...] | None) -> array[int] | None:
+    """Which of a frame's data each of its pages has; None: those of its own place."""
+    if entries is None:
+        return None
+    where = array("H")
+    plain = 0
+    for entry in entries:
+        if entry == PLAIN:
+            where.append(plain)
+            plain += 1
+        else:
+            where.append(where[entry - SAME] if entry >= SAME else _NOWHERE)
+    return where
 
 
 def _in_order(where: array[int] | None, begin: int, end: int) -> list[tuple[int, int]]:

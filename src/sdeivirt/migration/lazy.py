@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
-from ..errors import MigrationError, SdeivirtError, StreamError
+from ..errors import MigrationError, SdeivirtError, StateError, StreamError
 from ..machine.base import PAGE_SIZE
 from .arriving import PagesAhead, Standstill
 from .channel import ChannelError, TlsCredentials, Uri, connect
@@ -51,6 +51,15 @@ _RETRY = 0.5
 _TELL = 0.1
 
 
+def _check_devices(configuration: Configuration) -> None:
+    """Raises StateError for a guest with devices: before it is asked for the same ones, which would not help."""
+    if configuration.engine.get("any-arguments") or configuration.engine.get("arguments"):
+        raise StateError(
+            "this guest has devices of QEMU's, which access RAM by themselves and cannot wait for a page",
+            "restore it without --lazy",
+        )
+
+
 class LazyFile(Incoming):
     """A guest in a file: those of its pages that are needed are read first, the others when nothing else is to do."""
 
@@ -58,6 +67,11 @@ class LazyFile(Incoming):
         """Goes through the file. Raises UsageError, StreamError."""
         super().__init__(None)
         self._index = FileIndex(path)
+        try:
+            _check_devices(self._index.configuration)
+        except BaseException:
+            self._index.close()
+            raise
         self._lacking = Wants(self._index.lacking, prefetch)
 
     def configuration(self) -> Configuration:
@@ -97,21 +111,26 @@ class LazyFile(Incoming):
             _log.warning("the guest stands still, for its pages cannot be read: %s", message)
 
     def _read(self) -> None:
-        wants, at = self._lacking, 0
+        wants, at, read = self._lacking, 0, 0
         told = time.monotonic()
+
+        def tell() -> None:
+            tell_figures(self._machine, wants, self._progress, plain=read, bytes=read * PAGE_SIZE)
+
         while wants.left and not wants.stopped:
-            runs = wants.take(wait=False) or [wants.rest(at, _PIECE)]
+            runs = wants.take() or [wants.rest(at, _PIECE)]
             for first, count in runs:
                 for begin in range(first, first + count, _PIECE):
                     many = min(_PIECE, first + count - begin)
                     self._machine.supply_pages(begin, self._index.read(begin, many))
                     wants.came(begin, many)
+                    read += many
                 at = first + count
             if time.monotonic() - told >= _TELL:
                 told = time.monotonic()
-                tell_figures(self._machine, wants, self._progress)
+                tell()
         if not wants.left:
-            tell_figures(self._machine, wants, self._progress)
+            tell()
             self._progress.update(status="completed")
 
 
@@ -126,6 +145,7 @@ class FetchedGuest(Incoming):
         self._tls = tls
         self._insecure = insecure
         self._closing = threading.Event()
+        self._said = ""  # why there was no other connection, last
 
     def configuration(self) -> Configuration:
         """Connect, and hear what the guest's machine is made of. Raises MigrationError, UsageError."""
@@ -135,6 +155,7 @@ class FetchedGuest(Incoming):
             if frame.kind != Kind.CONFIGURATION:
                 raise StreamError(f"the stream has no description of a machine at offset {frame.offset:#x}")
             configuration = read_configuration(Section(CONFIGURATION, 0, frame.version, bytes(frame.payload)))
+            _check_devices(configuration)
         except BaseException:
             wire.channel.close()
             raise
@@ -212,8 +233,18 @@ class FetchedGuest(Incoming):
                 raise MigrationError("the VM has ended")
             return None
         try:
-            return self._connect(self._hello.migration, asks=True)[0]
+            wire, _ = self._connect(self._hello.migration, asks=True)
         except SdeivirtError as error:
-            _log.debug("connecting again: %s", error)
+            self._say(error)
             self._closing.wait(_RETRY)
             return None
+        self._said = ""
+        return wire
+
+    def _say(self, error: SdeivirtError) -> None:
+        """Why the guest still stands still: once, until that is another reason."""
+        if error.message != self._said:
+            self._said = error.message
+            if self._progress.now.status == "postcopy-paused":
+                self._progress.update(error=error.message)
+            _log.warning("the guest still stands still: %s", error)

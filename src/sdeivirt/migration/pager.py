@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..errors import SdeivirtError
 from ..machine.base import PAGE_SIZE, Machine
-from .channel import ChannelStalledError
+from .channel import ChannelCancelledError, ChannelStalledError
 from .frames import Frame, damaged
-from .lacking import Got, pack_map, pack_wants, read_gift
+from .lacking import Got, pack_map, read_gift
 from .messages import Kind
-from .pages import PLAIN, SAME, ZERO, read_pages, read_zeroes
+from .mouth import Mouth
+from .pages import PLAIN, SAME, SKIPPED, ZERO, read_pages, read_zeroes
 from .status import Progress
 from .wants import Wants
 from .wire import Wire
@@ -43,93 +43,83 @@ class Pager:
         self._wants = wants
         self._tell = tell
         self._complete = complete
-        self._sending = threading.Lock()
         self._got = Got(0)
-        self._taker = 0  # the thread that takes pages
-        self._wire: Wire | None = None  # on which it is known what is lacking
+        # What has come, over all connections; which is the present one, and how much had come through it before.
+        self._plain = self._zero = self._same = self._received = 0
+        self._wire: Wire | None = None
+        self._before = 0
+        self._lock = threading.Lock()  # of the next two
+        self._mouth: Mouth | None = None  # on a connection on which it is known what is lacking
         self._enough = False  # nobody needs what is still to come
 
     def run(self, wire: Wire) -> None:
-        """Until no page is lacking, or enough() was called, and the other side knows.
+        """Until no page is lacking, or needed (enough() was called, the guest was reset), and the other side knows.
 
         Raises MigrationError where the connection breaks.
         """
         wants = self._wants
         wants.again()
+        self._wire, self._before = wire, wire.channel.received
         wire.read_ahead()
         self._got = Got(0)
-        with self._sending:
-            wire.send(Kind.LACK, pack_map(wants.map()))
-            self._wire = wire
+        wire.send(Kind.LACK, pack_map(wants.map()))
+        mouth, taker = Mouth(wire, wants), threading.get_ident()
+        with self._lock:
+            self._mouth = mouth
             if self._enough:
-                wire.send(Kind.HAVE)
-        mouth = threading.Thread(target=self._ask, args=(wire,), name="pager", daemon=True)
-        mouth.start()
-        self._taker = threading.get_ident()
-        wants.hurry = self._hurry
+                mouth.have()
+
+        def hurry() -> None:
+            if threading.get_ident() != taker:  # who takes pages asks for all of that at once, a little later
+                mouth.speak()
+
+        wants.hurry = hurry
         try:
-            self._ask_now(wire)
-            if self._take(wire):
+            mouth.speak()
+            heard = self._take(wire, mouth)
+            if not wants.left:
                 self._complete()
-                self._farewell(wire)
-        except BaseException:
+            if not heard:
+                self._farewell(wire, mouth)
+        except BaseException as error:
             wire.channel.abort()
+            if isinstance(error, ChannelCancelledError) and mouth.error is not None:
+                raise mouth.error from error
             raise
         finally:
-            wants.hurry = lambda: False
+            self._received, self._wire = self.received, None
+            wants.hurry = lambda: None
             wants.stop()
-            mouth.join()
+            with self._lock:
+                self._mouth = None
+            mouth.close()
+
+    @property
+    def received(self) -> int:
+        """How many bytes came through the connections that :meth:`run` had, since it had them."""
+        wire = self._wire
+        return self._received + (wire.channel.received - self._before if wire is not None else 0)
+
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """How many pages have come as their bytes, as zeroes, and as the same as another."""
+        return self._plain, self._zero, self._same
 
     def enough(self) -> None:
-        """Nobody needs the pages any more that are still to come: have :meth:`run` say so. From another thread.
+        """Nobody needs the pages any more that are still to come: have :meth:`run` say so. From another thread."""
+        with self._lock:
+            self._enough = True
+            if self._mouth is not None:
+                self._mouth.have()
 
-        Raises ChannelError.
-        """
-        with self._sending:
-            if not self._enough:
-                self._enough = True
-                if self._wire is not None and self._wants.left:
-                    self._wire.send(Kind.HAVE)
-
-    def _farewell(self, wire: Wire) -> None:
+    def _farewell(self, wire: Wire, mouth: Mouth) -> None:
         wire.channel.stall = _FAREWELL
-        with self._sending:
-            if not self._enough:
-                wire.send(Kind.HAVE)
+        mouth.have()
         while (frame := wire.next()).kind != Kind.HAVE:
             self._supply(frame)  # it was on its way, and is not needed
 
-    def _hurry(self) -> bool:
-        """Ask for what is wanted, on the thread of who wants it: it has not to wait for another to wake up."""
-        if threading.get_ident() == self._taker:
-            return True  # it asks for all of that at once, a little later
-        if self._wire is None or not self._sending.acquire(blocking=False):
-            return False
-        try:
-            if runs := self._wants.take(wait=False):
-                self._wire.send(Kind.WANT, pack_wants(runs))
-        except (SdeivirtError, OSError):  # who receives will find out
-            self._wire.channel.abort()
-        finally:
-            self._sending.release()
-        return True
-
-    def _ask_now(self, wire: Wire) -> None:
-        with self._sending:
-            if runs := self._wants.take(wait=False):
-                wire.send(Kind.WANT, pack_wants(runs))
-
-    def _ask(self, wire: Wire) -> None:
-        """The thread that asks where nobody else can."""
-        try:
-            while runs := self._wants.take():
-                with self._sending:
-                    wire.send(Kind.WANT, pack_wants(runs))
-        except (SdeivirtError, OSError):  # who receives will find out
-            wire.channel.abort()
-
-    def _take(self, wire: Wire) -> bool:
-        """Take pages as they come; False where no more are needed."""
+    def _take(self, wire: Wire, mouth: Mouth) -> bool:
+        """Take pages as they come, while some are lacking; whether the other side has said that no more will come."""
         taken = told = 0
         heard = shown = time.monotonic()
         while self._wants.left:
@@ -140,12 +130,9 @@ class Pager:
                 if begun or wire.channel.received != before or self._wants.waited_for:
                     raise
                 continue  # who sends little need not be dead
-            if self._enough and frame.kind == Kind.HAVE:
-                return False
-            self._supply(frame)
+            if frame.kind == Kind.HAVE and (self._enough or self._wants.forgotten):
+                return True
             taken += len(frame.payload)
-            if not wire.has_more or frame.number % _BURST == 0:
-                self._ask_now(wire)
             now = time.monotonic()
             if taken - told >= _GOT_BYTES or now - heard >= _GOT_SECONDS:
                 told, heard = taken, now
@@ -153,51 +140,62 @@ class Pager:
                     shown = now
                     self._got = figures(self._machine)
                     self._tell()
-                with self._sending:
-                    wire.send(Kind.GOT, self._got._replace(taken=taken).pack())
+                mouth.got(self._got._replace(taken=taken))
+            # Last, for a vCPU that goes on needs this interpreter more than we do.
+            self._supply(frame)
+            if self._wants.queued and (not wire.has_more or frame.number % _BURST == 0):
+                mouth.speak()
         self._tell()
-        return True
+        return False
 
     def _supply(self, frame: Frame) -> None:
-        """The pages of a frame. Raises StreamError for any other."""
+        """The pages of a frame. Raises StreamError for any other.
+
+        They have come before the machine has them: who touches one now waits there, and need not ask.
+        """
         machine, came = self._machine, self._wants.came
         if frame.kind == b"ZERO":
             first, count = read_zeroes(frame, self._memory)
-            machine.supply_zeroes(first // PAGE_SIZE, count)
+            self._zero += count
             came(first // PAGE_SIZE, count)
+            machine.supply_zeroes(first // PAGE_SIZE, count)
             return
         if frame.kind == Kind.GIVE:
             runs, data = read_gift(frame, self._memory // PAGE_SIZE)
             at = 0
             for first, count in runs:
+                self._plain += count
+                came(first, count)
                 machine.supply_pages(first, data[at : at + count * PAGE_SIZE])
                 at += count * PAGE_SIZE
-                came(first, count)
             return
         if frame.kind != b"PAGE":
             raise damaged(frame, "it has no place among pages")
         pages = read_pages(frame, self._memory)
         first = pages.first // PAGE_SIZE
         if pages.entries is None:
-            machine.supply_pages(first, pages.data)
+            self._plain += pages.pages
             came(first, pages.pages)
+            machine.supply_pages(first, pages.data)
             return
         data, taken = pages.data, 0
         sources: dict[int, int] = {}
         for index, entry in enumerate(pages.entries):
             page = first + index
+            if entry != SKIPPED:
+                came(page, 1)
             if entry == PLAIN:
+                self._plain += 1
                 sources[index] = taken
                 machine.supply_pages(page, data[taken : taken + PAGE_SIZE])
                 taken += PAGE_SIZE
             elif entry == ZERO:
+                self._zero += 1
                 machine.supply_zeroes(page, 1)
             elif entry >= SAME:
+                self._same += 1
                 source = sources[entry - SAME]
                 machine.supply_pages(page, data[source : source + PAGE_SIZE])
-            else:
-                continue
-            came(page, 1)
 
 
 def figures(machine: Machine) -> Got:
@@ -210,9 +208,9 @@ def figures(machine: Machine) -> Got:
     return Got(0, known.faults, int(median * 1e6), int(slowest * 1e6))
 
 
-def tell_figures(machine: Machine, wants: Wants, progress: Progress) -> None:
-    """The same, and how many pages are left, for people."""
+def tell_figures(machine: Machine, wants: Wants, progress: Progress, **more: int) -> None:
+    """The same, how many pages are left, and `more` of the record, for people."""
     got = figures(machine)
     progress.update(
-        remaining=wants.left, faults=got.faults, fault_median=got.median / 1e6, fault_slowest=got.slowest / 1e6
+        remaining=wants.left, faults=got.faults, fault_median=got.median / 1e6, fault_slowest=got.slowest / 1e6, **more
     )

@@ -14,11 +14,10 @@ __all__ = ["PREFETCH", "Wants"]
 
 PREFETCH = 8
 _MOST_PREFETCH = 512
-_MANY = 512
 
 
 class Wants:
-    """A :class:`~sdeivirt.machine.demand.PageSource` that queues what is wanted, for one thread that gets it.
+    """A :class:`~sdeivirt.machine.demand.PageSource` that queues what is wanted, for whoever gets it.
 
     With a page that is wanted those around it are asked for, up to `prefetch` of them in all: those
     of the aligned group that it stands in which are lacking as well, and not asked for.
@@ -29,7 +28,7 @@ class Wants:
         if not 1 <= prefetch <= _MOST_PREFETCH:
             raise UsageError(f"{prefetch} pages cannot be fetched at once", f"1 to {_MOST_PREFETCH} can")
         self._prefetch = prefetch
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         # All that follows is guarded by it.
         self._lacking = lacking
         self._asked = bytearray(len(lacking))
@@ -37,22 +36,30 @@ class Wants:
         self._waited_for: set[int] = set()
         self._stopped = False
         self.left = lacking.count(1)
-        # Asks at once, if it can: called after a page was queued, whoever wants it, without the lock.
-        self.hurry: Callable[[], bool] = lambda: False
+        self.forgotten = False  # that forget() was called
+        # Called after a page was queued or all were forgotten, on the thread that did that, without the lock.
+        # It must not block.
+        self.hurry: Callable[[], object] = lambda: None
 
     def want(self, page: int) -> None:
-        with self._changed:
+        with self._lock:
             if not self._lacking[page]:
                 return
             self._waited_for.add(page)
             if self._asked[page]:
                 return
             self._queue.append(page)
-            # Nobody who waits that often needs to hurry, and who asks could be held up.
-            many = len(self._waited_for) > _MANY
-        if many or not self.hurry():
-            with self._changed:
-                self._changed.notify()
+        self.hurry()
+
+    def forget(self) -> None:
+        """No page is needed any more, for the guest was reset."""
+        with self._lock:
+            self._lacking[:] = bytes(len(self._lacking))
+            self._queue.clear()
+            self._waited_for.clear()
+            self.left = 0
+            self.forgotten = True
+        self.hurry()
 
     @property
     def stopped(self) -> bool:
@@ -62,36 +69,37 @@ class Wants:
     @property
     def waited_for(self) -> bool:
         """Whether somebody waits for a page."""
-        with self._changed:
+        with self._lock:
             return bool(self._waited_for)
+
+    @property
+    def queued(self) -> bool:
+        """Whether something is to be asked for that nobody has asked for."""
+        return bool(self._queue)
 
     def map(self) -> bytearray:
         """A copy of what is lacking."""
-        with self._changed:
+        with self._lock:
             return self._lacking[:]
 
     def again(self) -> None:
         """What was asked for has not come, and will not: ask again for what somebody waits for."""
-        with self._changed:
+        with self._lock:
             self._asked = bytearray(len(self._lacking))
             self._queue = deque(sorted(self._waited_for))
             self._stopped = False
 
     def stop(self) -> None:
         """Have :meth:`take` return nothing, until :meth:`again`."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify_all()
 
-    def take(self, wait: bool = True) -> list[tuple[int, int]]:
-        """Runs to ask for now; they count as asked for. Waits until there are some, or nothing after :meth:`stop`."""
-        with self._changed:
-            while not self._stopped:
-                found = self._next_runs()
-                if found or not wait:
-                    return found
-                self._changed.wait()
-            return []
+    def take(self) -> list[tuple[int, int]]:
+        """Runs to ask for now; they count as asked for. Nothing after :meth:`stop`."""
+        if not self._queue:
+            return []  # and whoever puts something there comes here after it
+        with self._lock:
+            return [] if self._stopped else self._next_runs()
 
     def _next_runs(self) -> list[tuple[int, int]]:
         lacking, asked, size = self._lacking, self._asked, self._prefetch
@@ -113,7 +121,7 @@ class Wants:
 
     def rest(self, first: int, most: int) -> tuple[int, int]:
         """A run of what is lacking and nobody has asked for, the first behind that page: it counts as asked for."""
-        with self._changed:
+        with self._lock:
             for begin, end in ((first, len(self._lacking)), (0, first)):
                 for at, count in runs(self._lacking, begin, end):
                     count = min(count, most)
@@ -123,7 +131,7 @@ class Wants:
 
     def came(self, first: int, count: int) -> None:
         """Those pages are here."""
-        with self._changed:
+        with self._lock:
             new = self._lacking.count(1, first, first + count)
             if new:
                 self._lacking[first : first + count] = bytes(count)

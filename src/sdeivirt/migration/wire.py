@@ -47,6 +47,7 @@ class Wire:
         self._ready = memoryview(b"")  # what has been read ahead
         self._greeted = False
         self._begun = False
+        self._handed = 0  # frames that the channel was given; more may have been made
 
     def send(self, kind: bytes, *buffers: bytes | memoryview, instance: int = 0, version: int = 0) -> None:
         """One frame; before the first, what stream this is."""
@@ -54,11 +55,27 @@ class Wire:
         begin = () if self._begun else (self._writer.header(),)
         self._begun = True
         self.channel.send((*begin, *self._writer.frame(kind, *buffers, instance=instance, version=version)))
+        self._handed = self._writer.frames
+
+    def begin(self, kind: bytes, *buffers: bytes | memoryview) -> bool:
+        """One frame after the first, as much of it as can be sent without waiting; whether that was all.
+
+        :meth:`finish` sends the rest.
+        """
+        self.check()
+        whole = self.channel.begin(self._writer.frame(kind, *buffers))
+        self._handed = self._writer.frames
+        return whole
+
+    def finish(self) -> None:
+        """Send what :meth:`begin` has left."""
+        self.channel.send(())
 
     def send_frames(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Frames that the writer has made, after the first of :meth:`send`."""
         self.check()
         self.channel.send(buffers)
+        self._handed = self._writer.frames
 
     def read_ahead(self) -> None:
         """From now on several small frames are read at once."""
@@ -97,7 +114,7 @@ class Wire:
     def next(self) -> Frame:
         """The next frame. Raises StreamError, RefusedError where the other side gives up, MigrationError at the end."""
         if not self._greeted:
-            self._reader.start()
+            self._greet()
             self._greeted = True
         frame = self._reader.next()
         if frame is None:
@@ -109,6 +126,14 @@ class Wire:
                 hint = f"at {self.other}: {hint}"  # it was written for who sits there
             raise RefusedError(f"{self.other} gave up: {printable(failure.message)}", hint)
         return frame
+
+    def _greet(self) -> None:
+        try:
+            self._reader.start()
+        except StreamError:
+            if self.channel.received or self.channel.peer.startswith("file:"):
+                raise
+            raise ChannelCutError(f"{self.other} has hung up at once", "look at what it printed") from None
 
     def check_end(self) -> None:
         """The state has ended: nothing may follow it in a file. Raises StreamError."""
@@ -122,6 +147,7 @@ class Wire:
     def give_up(self, failure: Failure) -> bool:
         """Tell the other side why not, if it still listens; whether it has taken that, and ended."""
         self._quit = self.channel.hearing = None
+        self._writer.frames = self._handed  # what was made and not sent does not count
         self.channel.stall = _LAST_WORDS
         with contextlib.suppress(SdeivirtError, OSError):
             self.say(Kind.FAILURE, failure)

@@ -128,6 +128,10 @@ class _Rest:
         self._at = 0
         self.left = sum(map(len, self._views))
 
+    def and_then(self, buffers: Sequence[Buffer]) -> _Rest:
+        """That, and others behind it."""
+        return _Rest([*self._views[self._at :], *buffers])
+
     def first(self, limit: int) -> list[memoryview]:
         """The first of them, at most so many bytes."""
         views = self._views[self._at : self._at + self._IOV_MAX]
@@ -162,7 +166,7 @@ class Channel(ABC):
     `hearing` is an interrupt that ends recv_into() and leaves send() alone: who gives up can still say so.
 
     One thread may send while another receives. Two that send do not mix their
-    buffers: each send() goes as a whole.
+    buffers: each send() goes as a whole. begin() is for who must not be held up.
     """
 
     # How much a single system call may be given, so that abort() is seen in good time.
@@ -178,6 +182,7 @@ class Channel(ABC):
         self._interrupt = Interrupt()
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
+        self._rest: _Rest | None = None  # what begin() has left
         self._ended = ""  # why nothing more can be sent
         self._finished = False
         self._closed = False
@@ -189,22 +194,39 @@ class Channel(ABC):
         handler, nothing more can be sent: the other side would take it for the
         rest of what it got a part of.
         """
-        rest = _Rest(buffers)
         with self._sending:
-            self._interrupt.check()
-            if self._ended:
-                raise ChannelCutError(f"nothing more can be sent to {self.peer}: {self._ended}")
-            try:
-                while rest.left:
-                    count = self._write(rest.first(min(self._allowance(rest.left), self._most)))
-                    rest.advance(count)
-                    self.sent += count
-                    if self.pace is not None:
-                        self.pace.spend(count)
-                    self._interrupt.check()
-            except BaseException as error:
-                self._ended = getattr(error, "message", "") or "it was interrupted"
-                raise
+            self._send(buffers, wait=True)
+
+    def begin(self, buffers: Sequence[Buffer]) -> bool:
+        """Send what can be sent without waiting; whether that was all. The rest goes before what is sent next.
+
+        The buffers must not change until then. It waits for nothing but for another thread that sends.
+        Errors as of :meth:`send`.
+        """
+        with self._sending:
+            self._send(buffers, wait=False)
+            return self._rest is None
+
+    def _send(self, buffers: Sequence[Buffer], wait: bool) -> None:
+        self._interrupt.check()
+        if self._ended:
+            raise ChannelCutError(f"nothing more can be sent to {self.peer}: {self._ended}")
+        rest = _Rest(buffers) if self._rest is None else self._rest.and_then(buffers)
+        try:
+            while rest.left:
+                allowed = min(self._allowance(rest.left, wait), self._most)
+                count = self._write(rest.first(allowed), wait) if allowed else 0
+                if not count:
+                    break
+                rest.advance(count)
+                self.sent += count
+                if self.pace is not None:
+                    self.pace.spend(count)
+                self._interrupt.check()
+        except BaseException as error:
+            self._ended = getattr(error, "message", "") or "it was interrupted"
+            raise
+        self._rest = rest if rest.left else None
 
     def recv_into(self, view: memoryview | bytearray) -> int:
         """Wait for bytes, put what has come into the view, and give their number: 0 when the other side has ended.
@@ -229,9 +251,7 @@ class Channel(ABC):
         Raises ChannelError where the end could not be sent.
         """
         with self._sending:
-            self._interrupt.check()
-            if self._ended:
-                raise ChannelCutError(f"nothing more can be sent to {self.peer}: {self._ended}")
+            self._send((), wait=True)
             self._ended = "it was told that this is the end"
             self._end()
         with self._receiving:
@@ -262,11 +282,11 @@ class Channel(ABC):
             self.abort()
         self.close()
 
-    def _allowance(self, wanted: int) -> int:
-        """How many bytes may go now; waits until some may."""
+    def _allowance(self, wanted: int, wait: bool) -> int:
+        """How many bytes may go now; waits until some may, or gives 0."""
         while (pace := self.pace) is not None:
             allowed, delay = pace.allow(wanted)
-            if allowed:
+            if allowed or not wait:
                 return allowed
             self._interrupt.wait(timeout=delay)
         return wanted
@@ -277,8 +297,11 @@ class Channel(ABC):
         """The descriptor."""
 
     @abstractmethod
-    def _write(self, views: list[memoryview]) -> int:
-        """Write some of the bytes, wait until some can be written. Raises ChannelError."""
+    def _write(self, views: list[memoryview], wait: bool) -> int:
+        """Write some of the bytes. Wait until some can be written, or, if it may not `wait`, give 0.
+
+        Raises ChannelError.
+        """
 
     @abstractmethod
     def _read(self, view: memoryview) -> int:

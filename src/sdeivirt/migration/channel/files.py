@@ -51,7 +51,7 @@ def _path(uri: Uri) -> Path:
 class FileChannel(Channel):
     """A file. Nothing stalls here: `stall` is of no effect."""
 
-    def _write(self, views: list[memoryview]) -> int:
+    def _write(self, views: list[memoryview], wait: bool) -> int:
         raise ChannelError(f"{self.peer} is open for reading")
 
     def _read(self, view: memoryview) -> int:
@@ -153,7 +153,7 @@ class FileWriter(FileChannel):
         finally:
             os.close(fd)
 
-    def _write(self, views: list[memoryview]) -> int:
+    def _write(self, views: list[memoryview], wait: bool) -> int:
         try:
             return os.writev(self._fd, views)
         except OSError as error:

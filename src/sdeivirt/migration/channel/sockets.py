@@ -101,11 +101,13 @@ class SocketChannel(Channel):
                 f"{self.peer} has {has} for {limit:g} s", "look at the other side, and at the network"
             )
 
-    def _write(self, views: list[memoryview]) -> int:
+    def _write(self, views: list[memoryview], wait: bool) -> int:
         while True:
             try:
                 return self._socket.sendmsg(views, (), _FLAGS)
             except BlockingIOError:
+                if not wait:
+                    return 0
                 self._wait(select.POLLOUT, "taken nothing", self.stall)
             except OSError as error:
                 self._check_answer(self._peek())
@@ -170,18 +172,23 @@ class TlsChannel(SocketChannel):
     def __init__(self, connection: ssl.SSLSocket, peer: str) -> None:
         super().__init__(connection, peer)
         self._openssl = threading.Lock()
+        self._offered: memoryview | bytes | None = None  # OpenSSL wants the same bytes again until it has taken them
         self._failure: ChannelError | None = None
 
-    def _write(self, views: list[memoryview]) -> int:
-        data = _joined(views)
-        while True:  # OpenSSL wants the same bytes again until it has taken them
+    def _write(self, views: list[memoryview], wait: bool) -> int:
+        data = self._offered if self._offered is not None else _joined(views)
+        while True:
             try:
                 with self._openssl:
-                    return self._socket.send(data)
-            except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, "taken nothing", self.stall)
-            except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, "taken nothing", self.stall)
+                    count = self._socket.send(data)
+                self._offered = None
+                return count
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as error:
+                self._offered = data
+                if not wait:
+                    return 0
+                events = select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else select.POLLIN
+                self._wait(events, "taken nothing", self.stall)
             except OSError as error:
                 raise self._explained(error) from error
 
