@@ -238,7 +238,7 @@ def test_the_files_of_a_kernel_belong_together(which: str) -> None:
     assert files["lib/sdei_client.ko"] == module
     assert files["init"].startswith(b"#!/bin/sh\n")
     assert b"license=Dual MIT/GPL" in files["lib/sdei_async_pf.ko"]
-    for program in ("busybox", "regcheck", "forkbench", "cpubench", "pagework"):
+    for program in ("busybox", "regcheck", "forkbench", "cpubench", "pagework", "victim"):
         assert files[f"bin/{program}"][:4] == b"\x7fELF", program
     assert (assets.image.parent / "release").read_text().strip() == assets.release
 

@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ SPUN = b"spun with interrupts off"
 SECONDS = 120
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """The path as one would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -37,30 +38,40 @@ def _say(words: list[str]) -> None:
     print(f"[host]$ {' '.join(words)}", flush=True)
 
 
-class Demo:
-    """The VM in a process of its own; what it prints goes on to standard output."""
+def _pass_on(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.flush()
 
-    def __init__(self, command: list[str]) -> None:
+
+class Demo:
+    """The VM in a process of its own; what it prints goes on to standard output, or to `show`, a line at a time."""
+
+    def __init__(self, command: list[str], show: Callable[[bytes], None] = _pass_on) -> None:
+        self._show = show
         self._process = subprocess.Popen(
             [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
         self._text = b""
+        self._over = False
         self._changed = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            self._show(line)
             with self._changed:
                 self._text += line
                 self._changed.notify_all()
-            sys.stdout.buffer.write(line)
-            sys.stdout.flush()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def shows(self, text: bytes) -> bool:
         """Whether the guest prints a text in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: text in self._text, SECONDS)
+            self._changed.wait_for(lambda: text in self._text or self._over, SECONDS)
+            return text in self._text
 
     def end(self) -> int:
         try:
@@ -88,7 +99,7 @@ def main() -> int:
         return 3
     words = [
         *("sdeivirt", "run", "--machine", "qemu", "--name", NAME, "--vcpus", str(options.vcpus)),
-        *("--kernel", _short(assets.image), "--initrd", _short(assets.initrd), "--event", f"{EVENT:#x}"),
+        *("--kernel", short(assets.image), "--initrd", short(assets.initrd), "--event", f"{EVENT:#x}"),
     ]
     append = f"console=ttyAMA0 quiet loglevel=6 run=demo client.events=0,{EVENT:#x}"
     _say([*words, "--append", f"'{append}'"])

@@ -20,6 +20,7 @@ secs=
 cycles=10
 loglevel=1
 modules=
+victim=late
 # What comes after a run that ends by itself.
 then=poweroff
 for word in $(cat /proc/cmdline); do
@@ -33,6 +34,7 @@ for word in $(cat /proc/cmdline); do
         client.quiet=*) quiet=$value ;;
         modules=*) modules=$(echo "$value" | tr , ' ') ;;
         serve.loglevel=*) loglevel=$value ;;
+        victim=*) victim=$value ;;
     esac
 done
 
@@ -121,6 +123,21 @@ run_demo() {
     echo DEMO-DONE
 }
 
+# A process that somebody outside is to poison, and what the kernel has said meanwhile: afterwards, and not on the console
+# itself, where its lines could fall into the middle of the process's.
+run_ras() {
+    dmesg -n 1
+    dmesg | sed -n '/ACPI: SDEI\|ACPI: HEST\|sdei: SDEIv\|GHES: APEI/s/^\[[^]]*\] /kernel: /p'
+    echo run=ras >/dev/kmsg
+    victim "$victim" secs="${secs:-60}"
+    echo "the exit code is $?"
+    # The kernel may still be busy with the page.
+    sleep 1
+    dmesg | sed '1,/\] run=ras$/d; s/^\[[^]]*\] /kernel: /'
+    echo "kernel: $(grep HardwareCorrupted /proc/meminfo)"
+    echo RAS-DONE
+}
+
 run_panic() {
     echo 1 >/proc/sys/kernel/sysrq
     echo c >/proc/sysrq-trigger
@@ -145,6 +162,7 @@ case $run in
     demo) run_demo ;;
     hotplug) run_hotplug ;;
     load) run_load ;;
+    ras) run_ras ;;
     *) echo "run=$run: not known" ;;
 esac
 finish "$then"

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 CROSS = "aarch64-linux-gnu-"
-PROGRAMS = ("regcheck", "forkbench", "cpubench", "kexec", "pagework")
+PROGRAMS = ("regcheck", "forkbench", "cpubench", "kexec", "pagework", "victim")
 
 _PROGRAM_FLAGS = [
     *("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-builtin", "-fno-stack-protector"),
