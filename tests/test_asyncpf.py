@@ -517,6 +517,21 @@ def test_a_refusal_after_the_page_has_come(scene: Scene) -> None:
     assert scene.fault() is not None
 
 
+def test_a_refusal_of_what_stands_in_the_ring_already_is_none(scene: Scene) -> None:
+    """The guest finds a ready token that it has refused, and each token is counted once."""
+    assert scene.disable() == SUCCESS
+    assert scene.enable(ENABLED | WITH_RING) == SUCCESS
+    token = scene.fault()
+    assert token is not None
+    scene.ready(token)
+    scene.handle(refuse=True)
+    assert scene.fault() is not None  # the access was tried again, and its page was there: this is another
+    assert (scene.word(8), scene.word(64)) == (1, token)
+    state = scene.fw.pes[0].async_pf
+    assert state is not None
+    assert (state.told, state.answered, state.refusals) == (2, 1, 0)
+
+
 def test_a_refusal_is_seen_when_another_token_is_due(scene: Scene) -> None:
     first = scene.fault()
     assert first is not None

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sdeivirt.benchmarks import lazy_restore
 from sdeivirt.benchmarks.plot import check_plot, plot_postcopy
-from sdeivirt.benchmarks.postcopy import STANDARD, PostcopyPlan, kit_for, measure
+from sdeivirt.benchmarks.postcopy import LATENCY, STANDARD, PostcopyPlan, _rows, kit_for, measure
 from sdeivirt.benchmarks.postcopy_points import Baseline, Point, crossover
 from sdeivirt.benchmarks.postcopy_scene import Link, Run, run_behind, run_here
 from sdeivirt.benchmarks.qemu import LinuxFiles
@@ -20,7 +25,7 @@ from sdeivirt.benchmarks.workload import Done, Kit, Work
 from sdeivirt.errors import EnvironmentUnavailableError, UsageError
 from sdeivirt.migration.status import MigrationStatus
 
-from .control_support import cli
+from .control_support import LIMIT, cli, environment, wait_until
 from .linux_support import linux_marks
 from .machine_support import KINDS
 
@@ -145,8 +150,24 @@ def test_what_a_fault_costs_is_without_the_work() -> None:
     rows = {row.name.strip(): row for row in point.cost_rows(Baseline([0.1], [], [1.1]), 2.0, 1.1)}
     assert rows["a fault, without"].value == pytest.approx(10.0)
     assert rows["a fault, with, is"].value == pytest.approx(1.1)
-    assert rows["more time"].value == pytest.approx(100 / 11)
-    assert rows["more time"].met is False
+    assert rows["less time"].value == pytest.approx(-100 / 11)
+    assert rows["less time"].met is False
+
+
+def test_a_gain_that_is_beyond_the_ideal_is_not_asked_for() -> None:
+    point = a_point(Work(1, 1, 64, 1, 1), [2.0], [1.5])
+    rows = {row.name.strip(): row for row in point.rows(Baseline([0.1], [1.3], [0.5]), 41.0, 10.0)}
+    assert rows["less time, ideally"].value == pytest.approx(30)
+    assert rows["less time"].met is None
+    assert "41" in rows["less time"].remark
+
+
+def test_a_look_is_held_against_nothing() -> None:
+    kit, baseline = kit_for("unicorn", None), Baseline([0.1], [1.0], [1.0])
+    alone, pair = a_point(Work(1, 0, 64, 1, 0), [1.1], [1.2]), a_point(Work(1, 1, 64, 1, 1), [2.0], [1.9])
+    for targets in (True, False):
+        rows = _rows(kit, PostcopyPlan(targets=targets), LATENCY, baseline, alone, None, [pair])
+        assert any(row.target is not None for row in rows) is targets
 
 
 @pytest.mark.parametrize(
@@ -225,12 +246,68 @@ def test_what_cannot_be_drawn_is_found_out_before_anything_is_measured(
         ("postcopy", "--rounds", "0"),
         ("postcopy", "--prefetch", "0"),
         ("postcopy", "--plot", "picture"),
+        ("postcopy", "--json", "/nonexistent/found.json"),
+        ("postcopy", "--json", "/"),
         ("lazy-restore", "--size", "1"),
         ("lazy-restore", "--rounds", "0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
     assert cli(tmp_path, "bench", *words, code=2).stderr.startswith("error: ")
+
+
+@pytest.mark.machine
+@pytest.mark.process
+def test_who_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sdeivirt", "bench", "postcopy", "--quick"],
+        env=environment(tmp_path, TMPDIR=str(tmp_path)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as bench:
+        wait_until(lambda: bool(places(tmp_path)))
+        bench.terminate()
+        bench.communicate(timeout=LIMIT)
+        assert bench.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("sdeivirt-*"))
+    assert not places(tmp_path)
+
+
+@pytest.mark.machine
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_a_place_ends_with_who_has_made_it(tmp_path: Path) -> None:
+    code = """
+import signal
+from sdeivirt.benchmarks.postcopy_scene import Place
+with Place(("run", "--incoming", "unix:{}/there")) as place:
+    place.wait_for("waiting for a guest")
+    print("ready", flush=True)
+    signal.pause()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(tmp_path, TMPDIR=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as bench:
+        assert bench.stdout is not None
+        assert bench.stdout.readline() == "ready\n"
+        assert places(tmp_path)
+        bench.kill()
+    wait_until(lambda: not places(tmp_path))
+
+
+def places(directory: Path) -> list[str]:
+    """The processes that wait for a guest below that directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = process.read_bytes()
+            if b"--incoming" in line and os.fsencode(directory) in line:
+                found.append(process.parent.name)
+    return found
 
 
 @pytest.mark.machine

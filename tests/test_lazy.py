@@ -10,8 +10,10 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,14 +26,20 @@ from sdeivirt.errors import StateError, StreamError, UnknownVmError, UsageError
 from sdeivirt.machine import MachineConfig
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE
 from sdeivirt.machine.unicorn import UnicornMachine
+from sdeivirt.migration.channel import Listener, connect, parse_uri
 from sdeivirt.migration.description import CONFIGURATION, Configuration
+from sdeivirt.migration.identity import Identity
 from sdeivirt.migration.index import FileIndex
+from sdeivirt.migration.lacking import pack_map
 from sdeivirt.migration.lazy import LazyFile
 from sdeivirt.migration.messages import Hello, Kind
+from sdeivirt.migration.pageserver import ServerOptions
 from sdeivirt.migration.ram import PageDecoder, PageEncoder
 from sdeivirt.migration.sections import Section, pack
+from sdeivirt.migration.served import FileServer
 from sdeivirt.migration.status import MigrationStatus, Progress
 from sdeivirt.migration.stream import FrameWriter
+from sdeivirt.migration.wire import RefusedError, Wire
 
 from .control_support import LIMIT, cli, environment, wait_until
 from .mover_support import Mover
@@ -317,7 +325,10 @@ def check_itself(vm: Command) -> None:
 def test_a_guest_goes_on_out_of_a_file(prefetch: str, saved: Path, runtime: Path) -> None:
     with Command(runtime, "restore", "--lazy", "--prefetch", prefetch, str(saved), "--name", "lazy") as vm:
         vm.says("goes on here")
-        assert until("lazy", "completed").remaining == 0
+        found = until("lazy", "completed")
+        assert found.remaining == 0
+        assert 0 < found.plain <= found.total
+        assert found.bytes == found.plain * PAGE_SIZE
         check_itself(vm)
 
 
@@ -354,9 +365,15 @@ def test_several_guests_go_on_from_one_server(saved: Path, runtime: Path) -> Non
         with Command(runtime, "restore", "--lazy", uri, "--name", "three") as vm:
             until("three", "completed")
             check_itself(vm)
+        for line in ("is here, and lacks", "needs no more pages"):
+            wait_until(partial(_says_thrice, server, line))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(LIMIT) == 128 + signal.SIGTERM
         assert not (runtime / "pages").exists()
+
+
+def _says_thrice(server: Command, line: str) -> bool:
+    return server.said.count(line) == 3
 
 
 @pytest.mark.machine
@@ -372,6 +389,9 @@ def test_only_what_is_needed_is_sent_if_so_asked(saved: Path, runtime: Path) -> 
             found = status("vm")
             assert found.status == "postcopy-active"
             assert found.remaining
+            assert found.plain > 20
+            assert found.bytes > found.plain * PAGE_SIZE
+            assert found.rate == pytest.approx(found.bytes / found.elapsed)
             assert found.fault_median >= 0.001
             check_itself(vm)
 
@@ -388,6 +408,67 @@ def test_a_server_that_comes_back_is_found_by_itself(saved: Path, runtime: Path)
         assert "serve" in until("vm", "postcopy-paused").hint
         with VmClient("vm") as client, pytest.raises(StateError):
             client.resume()
+        with Command(runtime, "serve", str(saved), uri):
+            until("vm", "completed")
+        check_itself(vm)
+
+
+def test_who_comes_again_to_be_sent_away_is_told_of_once(runtime: Path) -> None:
+    file = runtime / "guest"
+    file.write_bytes(a_stream([{1: 3, 2: 4}], 0))
+    told: list[str] = []
+    with closing(FileIndex(file)) as index, Listener(parse_uri(f"unix:{runtime}/pages")) as listener:
+        server = FileServer(index, listener, ServerOptions(), tell=told.append)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+
+        def ask(migration: bytes) -> Wire:
+            wire = Wire(connect(listener.uri), "the server")
+            wire.say(Kind.HELLO, Hello(migration, "test", Identity.ours(), asks=True))
+            wire.expect(Kind.HELLO, Hello)
+            return wire
+
+        def ask_for_another() -> None:
+            with closing((wire := ask(bytes(16))).channel), pytest.raises(RefusedError, match="another guest"):
+                wire.next()
+
+        for _ in range(3):
+            ask_for_another()
+        wire = ask(index.migration)
+        wire.send(Kind.LACK, pack_map(bytes(PAGES)))
+        wire.send(Kind.HAVE)
+        assert wire.next().kind == Kind.HAVE
+        wire.channel.close()
+        wait_until(lambda: any("needs no more" in line for line in told))
+        ask_for_another()
+        server.close()
+        thread.join()
+    assert [line.partition(") ")[2].partition(":")[0] for line in told] == [
+        "was sent away",
+        "needs no more pages",
+        "was sent away",
+    ]
+
+
+@pytest.mark.machine
+@pytest.mark.process
+def test_a_server_of_something_else_is_told_of_at_both_ends(saved: Path, runtime: Path) -> None:
+    uri, other = f"unix:{runtime}/pages", runtime / "other"
+    with Mover(runtime, "unicorn", "case=load pages=2", memory="16M") as mover:
+        mover.until("MOVER runs")
+        cli(runtime, "save", "vm", str(other))
+        assert mover.vm.wait() == 0
+    with Command(runtime, "serve", str(saved), uri, "--max-bandwidth", "64K") as server:
+        server.says("serving")
+        vm = Command(runtime, "restore", "--lazy", uri, "--name", "vm")
+        until("vm", "postcopy-active")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(LIMIT) == 0  # that is how one ends it
+    with vm:
+        vm.says("the connection to the page server broke, and the guest stands still")
+        with Command(runtime, "serve", str(other), uri) as server:
+            vm.says("the state of another guest")
+            server.says("was sent away: the state of another guest was asked for")
         with Command(runtime, "serve", str(saved), uri):
             until("vm", "completed")
         check_itself(vm)
@@ -416,3 +497,5 @@ def test_what_cannot_be_is_refused(saved: Path, runtime: Path) -> None:
     cli(runtime, "serve", str(runtime / "none"), f"unix:{runtime}/pages", code=2)
     cli(runtime, "restore", "--lazy", str(saved), "--prefetch", "0", code=2)
     cli(runtime, "restore", str(saved), "--insecure", code=2)
+    assert "--lazy" in cli(runtime, "restore", str(saved), "--prefetch", "4", code=2).stderr
+    assert "file:" not in cli(runtime, "serve", str(saved), "somewhere", code=2).stderr

@@ -516,7 +516,10 @@ static int __init async_pf_init(void)
 {
 	int err;
 
-	slots = clamp(slots, 1U, (unsigned int)MAX_SLOTS);
+	if (!slots || slots > MAX_SLOTS) {
+		pr_err("slots=%u: 1 to %u faults of a CPU can be waited for\n", slots, (unsigned int)MAX_SLOTS);
+		return -EINVAL;
+	}
 	err = find_service();
 	if (err)
 		return err;

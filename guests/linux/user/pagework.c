@@ -113,7 +113,11 @@ static const char *value(const char *word, const char *name)
 	return !*name && *word == '=' ? word + 1 : 0;
 }
 
-static void read_words(int argc, char **argv)
+static const char usage[] =
+	"pagework: mem=1 comp=1 pages=256 passes=1 spin=20000 cspin=100000 walk=seq|random write=0 kernel=0 tag=0 go=FILE\n";
+
+/* Whether all of them are known. */
+static int read_words(int argc, char **argv)
 {
 	struct {
 		const char *name;
@@ -126,15 +130,25 @@ static void read_words(int argc, char **argv)
 
 	for (int i = 1; i < argc; i++) {
 		const char *found;
+		int known = 0;
 
 		for (u64 n = 0; n < sizeof(numbers) / sizeof(numbers[0]); n++)
-			if ((found = value(argv[i], numbers[n].name)))
+			if ((found = value(argv[i], numbers[n].name))) {
 				*numbers[n].value = number(found);
-		if ((found = value(argv[i], "walk")))
+				known = 1;
+			}
+		if ((found = value(argv[i], "walk"))) {
 			want.random = same(found, "random");
-		if ((found = value(argv[i], "go")))
+			known = 1;
+		}
+		if ((found = value(argv[i], "go"))) {
 			want.go = found;
+			known = 1;
+		}
+		if (!known)
+			return 0;
 	}
+	return 1;
 }
 
 static void say(const char *text)
@@ -181,7 +195,13 @@ int start(int argc, char **argv)
 	volatile u64 *pages;
 	u64 workers;
 
-	read_words(argc, argv);
+	if (!read_words(argc, argv)) {
+		struct line line = { 0 };
+
+		put(&line, usage);
+		send(&line);
+		return 2;
+	}
 	workers = want.mem + want.comp;
 	if (!workers || workers > MAX_WORKERS || !want.pages || (want.random && want.pages & (want.pages - 1)))
 		return 2;

@@ -195,7 +195,8 @@ class AsyncPf:
         """The guest has written REFUSED: the token is void, and the access that is tried again waits for its page."""
         block.clear()
         if state.mailbox:
-            state.refusals += 1
+            # A page that came first may have its ready token in the ring already: that was answered, and stays so.
+            state.refusals += state.mailbox in state.outstanding or state.mailbox in state.ready
             state.refused = state.forget(state.mailbox)
 
     def _unread(self, pe: Pe, state: PeFaults) -> bool:

@@ -44,7 +44,7 @@ class PostcopyPlan:
     """What is to be measured: `latencies` in seconds, `threads` that walk over memory beside one that computes.
 
     No `threads`: those that have targets. `waiting` is how long one thread is to wait for its pages, about,
-    `most` of them it may have.
+    `most` of them it may have. Without `targets` figures are not held against any.
     """
 
     latencies: tuple[float, ...] = (LATENCY,)
@@ -55,6 +55,7 @@ class PostcopyPlan:
     prefetch: int = 1
     waiting: float = 1.6
     most: int = 1024
+    targets: bool = True
 
     @property
     def works(self) -> tuple[tuple[int, int], ...]:
@@ -114,7 +115,7 @@ def _rows(
     kit: Kit, plan: PostcopyPlan, latency: float, baseline: Baseline, alone: Point, kernel: Point | None,
     points: Sequence[Point],
 ) -> list[Row]:  # fmt: skip
-    standard = latency == LATENCY and plan.prefetch == 1 and not plan.rest and plan.bandwidth is None
+    standard = plan.targets and latency == LATENCY and plan.prefetch == 1 and not plan.rest and plan.bandwidth is None
     small = isinstance(kit, SmallKit)
     targets = _TARGETS["small" if small else "linux"] if standard else {}
     rows = []

@@ -9,6 +9,7 @@ for is sent, over a link that is as slow as wanted.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,15 +73,18 @@ class Run:
 class Place:
     """`sdeivirt` with a verb that runs a guest, in a process of its own. A context manager.
 
-    `said` is what it has told on standard error; its terminal is that of the guest: `shell`.
+    `said` is what it has told on standard error; its terminal is that of the guest: `shell`. It ends
+    when the thread dies that has made it, be it killed.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="sdeivirt-")
         self.path = Path(self._directory.name)
         self.began = time.perf_counter()
+        killer = shutil.which("setpriv")
+        tie = [killer, "--pdeathsig", "TERM", "--"] if killer is not None else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sdeivirt", *(word.replace("{}", str(self.path)) for word in words)],
+            [*tie, sys.executable, "-m", "sdeivirt", *(word.replace("{}", str(self.path)) for word in words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

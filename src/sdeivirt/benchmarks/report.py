@@ -16,7 +16,8 @@ class Row:
 
     `value` in `unit`; `low` and `high` are the least and greatest round.
     `baseline` says what the figure is held against. `target` is a bound on
-    `value`: an upper one unless `at_least`. None where there is only something to know.
+    `value`: an upper one unless `at_least`. None where there is only something to know, or where `remark` says
+    why it is not held against anything.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Row:
     baseline: str = ""
     target: float | None = None
     at_least: bool = False
+    remark: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -58,16 +60,22 @@ def row(
     target: float | None = None,
     *,
     at_least: bool = False,
+    remark: str = "",
 ) -> Row:
     """The median of what was measured in several rounds, with the least and the greatest."""
-    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least)
+    return Row(name, median(values), unit, min(values), max(values), baseline, target, at_least, remark)
+
+
+def _range(low: float, high: float) -> str:
+    """The least and the greatest; nothing where there is but one. Both may be less than 0."""
+    return f"{_number(low)} to {_number(high)}" if high != low else ""
 
 
 def render(rows: Sequence[Row]) -> str:
     """A table for people."""
     lines = []
     for row in rows:
-        target = ""
+        target = row.remark
         if row.target is not None:
             bound = ">=" if row.at_least else "<="
             target = f"{bound} {row.target:,g} {'ok' if row.met else 'MISSED'}"
@@ -75,7 +83,7 @@ def render(rows: Sequence[Row]) -> str:
             (
                 row.name,
                 f"{_number(row.value)} {row.unit}",
-                f"{_number(row.low)}-{_number(row.high)}",
+                _range(row.low, row.high),
                 target,
             )
         )

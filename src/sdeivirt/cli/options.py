@@ -42,6 +42,7 @@ __all__ = [
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
 _SIZE = re.compile(rf"({_NUMBER.pattern})([KMG]?)(?:i?B)?", re.IGNORECASE)
 _MACHINE = "unicorn"  # where nobody says which
+_VCPUS = 2  # where nobody says how many
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
@@ -81,6 +82,10 @@ def _show_size(value: int) -> str:
 
 def _show_machine(value: str) -> str:
     return value or _MACHINE
+
+
+def _show_vcpus(_value: object) -> str:
+    return str(_VCPUS)
 
 
 Number = Annotated[int, Parameter(converter=_number)]
@@ -256,8 +261,13 @@ class MachineOptions(EngineChoice):
         The instruction that the device tree tells the guest to call with; both work.
     """
 
-    vcpus: Number = 2
+    vcpus: Annotated[int | None, Parameter(converter=_number, show_default=_show_vcpus)] = None
     conduit: Literal["hvc", "smc"] = "hvc"
+
+    @property
+    def vcpu_count(self) -> int:
+        """How many to make; `vcpus` is what was asked for, None where nothing was."""
+        return _VCPUS if self.vcpus is None else self.vcpus
 
 
 @Parameter(name="*")

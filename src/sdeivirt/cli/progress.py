@@ -104,7 +104,9 @@ def _describe(status: MigrationStatus) -> str:
     if status.status == "postcopy-recover":
         return "connecting again"
     if status.status == "device":
-        return f"the guest is stopped: {counted(status.remaining, 'page')} left"
+        # Those that come after it are not counted yet, nor are those of a guest that is stopped first.
+        left = f": {counted(status.remaining, 'page')} left" if status.remaining else ""
+        return f"the guest is stopped{left}"
     if status.status == "undecided":
         return "asking the destination"
     return "opening the file" if status.uri.startswith("file:") else "connecting"

@@ -48,7 +48,7 @@ def selftest(
     definitions = () if event == EVENT_0.number else (EventDefinition(event, signalable=True),)
     config = MachineConfig(
         name=f"selftest-{suite}",
-        vcpus=options.vcpus,
+        vcpus=options.vcpu_count,
         policy=policy_named(options.policy),
         conduit=Conduit(options.conduit),
         seed=options.seed,
@@ -57,7 +57,7 @@ def selftest(
     )
     terminal = Terminal()
     runner = _Runner(options.kind, config, timeout, None if json_ else terminal.write)
-    report = {"machine": options.kind, "vcpus": options.vcpus}
+    report = {"machine": options.kind, "vcpus": options.vcpu_count}
     if suite == "sdei":
         report |= runner.sdei(event)
     else:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +10,7 @@ from dataclasses import replace
 from .. import __version__
 from ..errors import MigrationError, SdeivirtError
 from ..machine.base import PAGE_SIZE
-from .channel import Channel, ChannelCancelledError, Listener, Pace
+from .channel import Channel, ChannelCancelledError, ChannelCutError, Listener, Pace
 from .identity import Identity
 from .index import FileIndex
 from .lacking import pack_map, read_map
@@ -22,23 +21,33 @@ from .wire import RefusedError, Wire
 
 __all__ = ["FileServer"]
 
-_log = logging.getLogger(__name__)
-
 _HELLO_STALL = 5.0
 _READY_STALL = 60.0  # a machine is made there meanwhile
+_MOST_FAILED = 100
 
 
 class FileServer:
     """One file, one listener, any number of guests that begin with what is in it, each on a thread of its own."""
 
     def __init__(
-        self, index: FileIndex, listener: Listener, options: ServerOptions, link: Callable[[], SlowLink] = SlowLink
+        self,
+        index: FileIndex,
+        listener: Listener,
+        options: ServerOptions,
+        link: Callable[[], SlowLink] = SlowLink,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`link` makes the link of one guest, `options` says the rest."""
+        """`link` makes the link of one guest, `options` says the rest; `tell` is told who comes and goes.
+
+        It is called on any thread. Whoever is sent away comes again twice a second: that is told once,
+        until it ends otherwise.
+        """
         self._index = index
         self._listener = listener
         self._options = options
         self._link = link
+        self._tell = tell
+        self._failed: dict[str, str] = {}  # who was sent away last, and why
         self._lock = threading.Lock()
         self._serving: dict[threading.Thread, Channel] = {}
 
@@ -68,14 +77,33 @@ class FileServer:
         wire = Wire(channel, "the guest's VM")
         try:
             self._talk(wire)
+        except (ChannelCutError, RefusedError):
+            self._say(channel, "has left before it had all pages")
+        except ChannelCancelledError:
+            pass  # it is us who end
         except (SdeivirtError, OSError) as error:
-            if not isinstance(error, RefusedError | ChannelCancelledError):
-                wire.give_up(Failure(error.message if isinstance(error, SdeivirtError) else str(error)))
-            _log.warning("%s: %s", channel.peer, error)
+            message = error.message if isinstance(error, SdeivirtError) else str(error)
+            wire.give_up(Failure(message, error.hint if isinstance(error, SdeivirtError) else ""))
+            self._say(channel, f"was sent away: {message}", failed=True)
         finally:
             channel.close()
             with self._lock:
                 del self._serving[threading.current_thread()]
+
+    def _say(self, channel: Channel, text: str, *, failed: bool = False) -> None:
+        """A line about who is there; not again what has been said of a failure."""
+        who = channel.peer
+        key = who.rpartition(":")[0] if who.startswith("tcp:") else who  # each connection has a port of its own
+        with self._lock:
+            if failed and self._failed.get(key) == text:
+                return
+            if failed:
+                if len(self._failed) >= _MOST_FAILED:
+                    self._failed.clear()
+                self._failed[key] = text
+            else:
+                self._failed.pop(key, None)
+        self._tell(f"{who} {text}")
 
     def _talk(self, wire: Wire) -> None:
         channel, index = wire.channel, self._index
@@ -101,12 +129,14 @@ class FileServer:
         if frame.kind != Kind.LACK:
             raise MigrationError(f"there came {frame} where the pages that are lacking were to be told")
         lacking = read_map(frame, index.configuration.memory // PAGE_SIZE)
-        _log.info("%s lacks %d pages", channel.peer, lacking.count(1))
+        if not hello.asks or not self._failed:
+            again = " again" if hello.asks else ""
+            self._tell(f"{channel.peer} is here{again}, and lacks {lacking.count(1):,} pages")
         options = self._options
         if options.pace is not None:
             options = replace(options, pace=Pace(options.pace.bytes_per_second))
         PageServer(wire, index, lacking, replace(options, link=self._link())).run()
-        _log.info("%s has all pages", channel.peer)
+        self._say(channel, "needs no more pages")
 
     def _begin(self, wire: Wire) -> None:
         """All but the pages."""

@@ -28,7 +28,8 @@ class MigrationStatus:
     `bytes` went through the channel; `rate` in bytes a second; times in seconds.
     `expected_downtime` is what stopping the guest now would cost, `downtime_limit` what it may cost, `limit` how
     many new pages a second its vCPUs may begin to write, None if they may as they please.
-    Of post-copy: `remaining` counts pages that are still to come, `requests` what the destination asked for,
+    Of post-copy: `remaining` counts pages that are still to come, `unneeded` those that never came since the guest
+    has ended at the destination or was reset there, `requests` what the destination asked for,
     `faults` accesses to pages that were not there; `fault_median` and `fault_slowest` (the 99th percentile)
     say how long the last 10,000 of these took, in seconds.
     """
@@ -50,6 +51,7 @@ class MigrationStatus:
     expected_downtime: float = 0.0
     downtime_limit: float | None = None
     limit: int | None = None
+    unneeded: int = 0
     requests: int = 0
     faults: int = 0
     fault_median: float = 0.0
@@ -83,7 +85,8 @@ class Progress:
                 return status
             elapsed = time.monotonic() - self._began
             count = status.bytes if sent is None else max(sent(), status.bytes)
-            rate = status.rate if count == status.bytes or not elapsed else count / elapsed
+            known = count == status.bytes and not status.status.startswith("postcopy")
+            rate = status.rate if known or not elapsed else count / elapsed
             return replace(status, elapsed=elapsed, bytes=count, rate=rate)
 
     def update(self, **changes: Any) -> None:
@@ -93,6 +96,8 @@ class Progress:
             old = self.now
             elapsed = now - self._began if self.now.active or changes.get("status") else old.elapsed
             self.now = replace(old, elapsed=elapsed, **changes)
+            if elapsed and "rate" not in changes and ("bytes" in changes or old.status.startswith("postcopy")):
+                self.now = replace(self.now, rate=self.now.bytes / elapsed)  # of all of it
             due = now - self._told >= _INTERVAL or (old.status, old.passes) != (self.now.status, self.now.passes)
             if due:
                 self._told = now
