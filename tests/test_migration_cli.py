@@ -8,45 +8,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .control_support import LIMIT, VmProcess, cli, environment, wait_until
+from .place_support import GUEST, place
 from .tls_support import Authority, needs_openssl
 
 pytestmark = [pytest.mark.machine, pytest.mark.process]
 
-GUEST = ("--guest", "listen", "--append", "idle=spin")
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def here(runtime: Path) -> Iterator[VmProcess]:
-    with VmProcess(runtime, *GUEST, name="here") as vm:
-        vm.wait_out("listening", 2)
-        yield vm
-
-
-def place(runtime: Path, uri: str, *words: str) -> tuple[VmProcess, str]:
-    """A destination, and the address that it really has."""
-    vm = VmProcess(runtime, "--incoming", uri, *words, name="there")
-    vm.wait_err("waiting for a guest")
-    found = re.search(r"waiting for a guest at (\S+);", vm.err)
-    assert found is not None
-    return vm, found[1]
-
 
 def test_a_move_and_an_event_there(runtime: Path, here: VmProcess) -> None:
-    there, uri = place(runtime, "tcp:127.0.0.1:0")
-    with there:
+    with place(runtime, uri="tcp:127.0.0.1:0") as (there, uri):
         done = cli(runtime, "migrate", "here", uri)
         assert done.stdout.startswith(f"completed: to {uri}\n")
         assert here.wait() == 0
@@ -64,8 +38,7 @@ def test_tls_on_both_sides(runtime: Path, here: VmProcess) -> None:
     servers, clients = runtime / "servers", runtime / "clients"
     authority.credentials(servers, "server")
     authority.credentials(clients, "client")
-    there, uri = place(runtime, "tcp:127.0.0.1:0", "--tls-creds", str(servers))
-    with there:
+    with place(runtime, "--tls-creds", str(servers), uri="tcp:127.0.0.1:0") as (there, uri):
         refused = cli(runtime, "migrate", "here", uri, code=1)
         assert "error: VM 'here' has not moved: " in refused.stderr
         strangers = runtime / "strangers"
@@ -86,9 +59,8 @@ def test_another_host_is_not_reached_without_tls(runtime: Path, here: VmProcess)
 
 
 def test_ctrl_c_cancels(runtime: Path, here: VmProcess) -> None:
-    there, uri = place(runtime, f"unix:{runtime}/there.sock")
     with (
-        there,
+        place(runtime) as (there, uri),
         subprocess.Popen(
             [sys.executable, "-m", "sdeivirt", "migrate", "here", uri, "--max-bandwidth", "1K"],
             env=environment(runtime),
@@ -113,9 +85,8 @@ def test_ctrl_c_cancels(runtime: Path, here: VmProcess) -> None:
 
 
 def test_cancel_from_elsewhere(runtime: Path, here: VmProcess) -> None:
-    there, uri = place(runtime, f"unix:{runtime}/there.sock")
     with (
-        there,
+        place(runtime) as (_, uri),
         subprocess.Popen(
             [sys.executable, "-m", "sdeivirt", "migrate", "here", uri, "--max-bandwidth", "1K"],
             env=environment(runtime),
@@ -173,6 +144,7 @@ def test_a_damaged_file_is_refused_with_its_place(runtime: Path, here: VmProcess
         (("migrate", "here", "x:y"), "no address"),
         (("migrate", "here", "unix:/x", "--cancel"), "say one thing"),
         (("run", "--incoming", "unix:/x/y", "--guest", "listen"), "brings its own --guest"),
+        (("run", "--incoming", "unix:/x/y", "--uefi", "firmware"), "brings its own --uefi"),
         (("run", "--incoming", "file:/nowhere/at/all"), "cannot read"),
         (("run", "--guest", "listen", "--insecure"), "--incoming"),
         (("restore", "/nowhere/at/all"), "cannot read"),

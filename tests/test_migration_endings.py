@@ -32,13 +32,6 @@ EVERY_NIGHT = pytest.mark.nightly
 UNICORN_DAILY = ["unicorn", pytest.param("qemu", marks=[NEEDS_QEMU, pytest.mark.qemu, EVERY_NIGHT])]
 
 
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
 @contextmanager
 def migrating(runtime: Path, vm: str, uri: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """`sdeivirt migrate` beside us; killed if it still lives."""

@@ -42,13 +42,6 @@ PROCESS = pytest.mark.process
 UNICORN_DAILY = ["unicorn", pytest.param("qemu", marks=[NEEDS_QEMU, pytest.mark.qemu, pytest.mark.nightly])]
 
 
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
 class Other:
     """A process that is not this one, to be seen living and dying."""
 

@@ -23,13 +23,6 @@ pytestmark = [pytest.mark.machine, pytest.mark.process]
 GONE = (MovedError, StateError, UnknownVmError)
 
 
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
 class Hops:
     """Moves a guest from one process to the next, each of which has been started beforehand."""
 

@@ -24,36 +24,13 @@ from sdeivirt.migration.status import MigrationStatus
 
 from .control_support import LIMIT, VmProcess, cli, environment
 from .frame_proxy import BACK, FORTH, Act, Direction, Fault, FrameProxy
+from .place_support import GUEST, place
 from .tls_support import Authority, needs_openssl
 
 pytestmark = [pytest.mark.machine, pytest.mark.process]
 
-GUEST = ("--guest", "listen", "--append", "idle=spin")
 SLOW = ("--max-bandwidth", "1K")
 CAME_TO_NOTHING = "error: the guest did not come: the source gave up: "
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def here(runtime: Path) -> Iterator[VmProcess]:
-    with VmProcess(runtime, *GUEST, name="here") as vm:
-        vm.wait_out("listening", 2)
-        yield vm
-
-
-@contextmanager
-def place(runtime: Path, *words: str) -> Iterator[tuple[VmProcess, str]]:
-    """A destination, and its address."""
-    uri = f"unix:{runtime}/there.sock"
-    with VmProcess(runtime, "--incoming", uri, *words, name="there") as vm:
-        vm.wait_err("waiting for a guest")
-        yield vm, uri
 
 
 @contextmanager

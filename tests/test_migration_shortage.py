@@ -27,13 +27,6 @@ EVERY_NIGHT = pytest.mark.nightly
 UNICORN_DAILY = ["unicorn", pytest.param("qemu", marks=[NEEDS_QEMU, pytest.mark.qemu, EVERY_NIGHT])]
 
 
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
 # -- a disk that is full
 
 ROOM = 256 << 10  # less than the guest's memory, compressed

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,33 +30,10 @@ from sdeivirt.machine.qemu.options import QemuOptions
 from sdeivirt.migration.convergence import Convergence
 
 from .control_support import LIMIT, VmProcess, cli, environment, wait_until
+from .place_support import place
 
-GUEST = ("--guest", "listen", "--append", "idle=spin")
 process = pytest.mark.process
 machine = pytest.mark.machine
-
-
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def here(runtime: Path) -> Iterator[VmProcess]:
-    with VmProcess(runtime, *GUEST, name="here") as vm:
-        vm.wait_out("listening", 2)
-        yield vm
-
-
-@contextmanager
-def place(runtime: Path, *words: str) -> Iterator[tuple[VmProcess, str]]:
-    """A destination, and its address."""
-    uri = f"unix:{runtime}/there.sock"
-    with VmProcess(runtime, "--incoming", uri, *words, name="there") as vm:
-        vm.wait_err("waiting for a guest")
-        yield vm, uri
 
 
 class Typed:
@@ -69,6 +48,7 @@ class Typed:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
         self._text = bytearray()
@@ -89,6 +69,9 @@ class Typed:
     def wait_for(self, text: str, count: int = 1) -> None:
         wait_until(lambda: self.text.count(text) >= count, self.text)
 
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
     def wait(self) -> int:
         code = self.process.wait(LIMIT)
         self._reader.join(LIMIT)
@@ -102,6 +85,17 @@ class Typed:
         self.process.wait(LIMIT)
         self._reader.join(LIMIT)
         os.close(self._ours)
+
+
+@contextmanager
+def moving(runtime: Path, bandwidth: str = "1K") -> Iterator[tuple[VmProcess, str, Typed]]:
+    """The guest of VM `here` on its way: the place, its address, and the terminal."""
+    with (
+        place(runtime) as (there, uri),
+        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", bandwidth) as typed,
+    ):
+        typed.wait_for("pass 1")
+        yield there, uri, typed
 
 
 # -- a place that waits
@@ -127,11 +121,7 @@ def test_a_place_has_its_name_and_says_that_it_waits(runtime: Path) -> None:
 @machine
 @process
 def test_a_guest_that_is_coming_is_no_guest_yet(runtime: Path, here: VmProcess) -> None:
-    with (
-        place(runtime) as (there, uri),
-        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", "1K") as typed,
-    ):
-        typed.wait_for("pass 1")
+    with moving(runtime) as (there, uri, typed):
         there.wait_err("control directory")
         found = cli(runtime, "status").stdout
         assert f"running, moving to {uri}" in found
@@ -157,10 +147,7 @@ def test_a_guest_that_is_coming_is_no_guest_yet(runtime: Path, here: VmProcess) 
 @machine
 @process
 def test_a_slow_link_shows_that_it_lives(runtime: Path, here: VmProcess) -> None:
-    with (
-        place(runtime) as (_, uri),
-        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", "100") as typed,
-    ):
+    with moving(runtime, "100") as (_, _, typed):
         typed.wait_for("each page takes 41.0 s")
         typed.wait_for("pass 1", 3)  # though the first window of pages is not through
         one = json.loads(cli(runtime, "migrate", "here", "--status", "--json").stdout)
@@ -174,11 +161,7 @@ def test_a_slow_link_shows_that_it_lives(runtime: Path, here: VmProcess) -> None
 @process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_who_is_ended_cancels(runtime: Path, here: VmProcess, number: signal.Signals) -> None:
-    with (
-        place(runtime) as (there, uri),
-        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", "1K") as typed,
-    ):
-        typed.wait_for("pass 1")
+    with moving(runtime) as (there, _, typed):
         typed.process.send_signal(number)
         assert typed.wait() == 128 + number
         assert there.wait() == 1
@@ -188,29 +171,22 @@ def test_who_is_ended_cancels(runtime: Path, here: VmProcess, number: signal.Sig
 
 @machine
 @process
-def test_a_source_that_is_killed_is_told_of_on_a_line_of_its_own(runtime: Path, here: VmProcess) -> None:
-    with (
-        place(runtime) as (_, uri),
-        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", "1K") as typed,
-    ):
-        typed.wait_for("pass 1")
-        here.signal(signal.SIGKILL)
-        assert typed.wait() == 3
-        assert "\r\x1b[Kerror: the VM 'here' ended before its guest had moved\r\n" in typed.text
-
-
-@machine
-@process
-def test_a_source_that_is_ended_has_no_guest_left(runtime: Path, here: VmProcess) -> None:
-    with (
-        place(runtime) as (_, uri),
-        Typed(runtime, "migrate", "here", uri, "--max-bandwidth", "1K") as typed,
-    ):
-        typed.wait_for("pass 1")
-        here.signal(signal.SIGTERM)
-        assert typed.wait() == 1
-        assert "\r\x1b[Kerror: VM 'here' has not moved: its VM was ended\r\n" in typed.text
-        assert "its guest stays there" not in typed.text
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (signal.SIGKILL, 3, "the VM 'here' ended before its guest had moved"),
+        (signal.SIGTERM, 1, "VM 'here' has not moved: its VM was ended"),
+    ],
+    ids=str,
+)
+def test_a_source_that_ends_is_told_of_on_a_line_of_its_own(
+    runtime: Path, here: VmProcess, number: signal.Signals, code: int, says: str
+) -> None:
+    with moving(runtime) as (_, _, typed):
+        here.signal(number)
+        assert typed.wait() == code
+        assert f"\r\x1b[Kerror: {says}\r\n" in typed.text
+        assert "its guest stays there" not in typed.text  # there is none left
 
 
 @machine
@@ -269,6 +245,7 @@ def test_files_by_their_uri_and_over_others(runtime: Path, here: VmProcess) -> N
     [
         ("--seed 7", 2, "brings its own --seed"),
         ("--vcpus 4", 2, "brings its own --vcpus"),
+        ("--vcpus 2", 2, "brings its own --vcpus"),
         ("--conduit smc", 2, "brings its own --conduit"),
         ("--policy tf-a", 2, "brings its own --policy"),
         ("--cpu max", 2, "brings its own --cpu"),

@@ -52,13 +52,6 @@ PAGES = 256  # of a CPU's arena
 WINDOW = range(0x40_0020_0000, 0x40_0030_0000)  # guests/mover/mover.h
 
 
-@pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VMs have their directories, for this process's clients as well."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
 # -- scenes
 
 

@@ -24,7 +24,7 @@ from sdeivirt.machine import MachineConfig
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE
 from sdeivirt.machine.unicorn import UnicornMachine
 from sdeivirt.migration.arriving import PagesAhead, Standstill
-from sdeivirt.migration.channel import ChannelError, Pace, SocketChannel
+from sdeivirt.migration.channel import ChannelCutError, ChannelError, Pace, SocketChannel
 from sdeivirt.migration.frames import Frame
 from sdeivirt.migration.identity import Identity
 from sdeivirt.migration.lacking import (
@@ -38,14 +38,14 @@ from sdeivirt.migration.lacking import (
     read_wants,
     runs,
 )
-from sdeivirt.migration.messages import Kind
+from sdeivirt.migration.messages import Failure, Kind
 from sdeivirt.migration.pageframes import RamStore
 from sdeivirt.migration.pager import Pager
 from sdeivirt.migration.pageserver import PageServer, Served, ServerOptions
 from sdeivirt.migration.slow import SlowLink
 from sdeivirt.migration.status import Progress
 from sdeivirt.migration.wants import Wants
-from sdeivirt.migration.wire import Wire
+from sdeivirt.migration.wire import RefusedError, Wire
 
 from .channel_support import background
 from .control_support import LIMIT, wait_until
@@ -433,6 +433,45 @@ def test_who_sends_nonsense_changes_nothing(kind: bytes, payload: bytes) -> None
         with pytest.raises(StreamError):
             ended()
         assert machine.absent_count == wants.left == PAGES
+
+
+def test_who_hangs_up_at_once_has_damaged_nothing() -> None:
+    near, far = socket.socketpair()
+    far.close()
+    with SocketChannel(near, "the test") as channel, pytest.raises(ChannelCutError, match="has hung up at once"):
+        Wire(channel, "the destination").next()
+
+
+def test_a_guest_that_is_lost_is_told_of_in_the_last_word() -> None:
+    """Unlike one that has ended, which needs no more."""
+    near, far = socket.socketpair()
+    other = Other(far)
+    wire = Wire(SocketChannel(near, "the test"), "the test")
+    wire.send(Kind.DONE)
+    assert wire.next().kind == other.wire.next().kind == Kind.DONE
+    with UnicornMachine(MachineConfig(vcpus=1, memory=MEMORY)) as machine:
+        machine.start_incoming()
+        wants = Wants(bytearray(b"\1" * PAGES))
+        machine.lack_pages(wants.map(), wants)
+        pager = Pager(machine, wants)
+        ended = background(lambda: pager.run(wire))
+        assert other.wire.next().kind == Kind.LACK
+        pager.enough(Failure("it was killed"))
+        with pytest.raises(RefusedError, match="it was killed"):
+            other.wire.next()
+        other.channel.close()
+        with pytest.raises(ChannelError):
+            ended.result(LIMIT)
+        wire.channel.close()
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_why_a_guest_is_lost_is_heard_in_the_midst_of_its_pages(rest: bool) -> None:
+    """Also where the other side takes no more of them."""
+    with serving(RAM, bytearray(b"\1" * PAGES), ServerOptions(rest=rest)) as (other, ended):
+        other.wire.say(Kind.FAILURE, Failure("it was killed"))
+        with pytest.raises(RefusedError, match="it was killed"):
+            ended()
 
 
 def test_a_pager_begins_again_where_the_last_connection_ended() -> None:

@@ -22,7 +22,7 @@ from ..migration.status import MigrationStatus
 from .options import Json, Number, OptionalSize, VmName, complete_uris
 from .output import folded
 from .progress import ProgressLine, counted, in_bytes
-from .session import signals_interrupt_us
+from .session import signals_noted
 
 __all__ = ["migrate", "save"]
 
@@ -35,7 +35,7 @@ def migrate(
     uri: Annotated[str | None, Parameter(completer=complete_uris)] = None,
     /,
     *,
-    downtime_limit: Annotated[Number, Parameter(metavar="MS")] = 300,
+    downtime_limit: Annotated[Number | None, Parameter(metavar="MS")] = None,
     max_bandwidth: OptionalSize = None,
     compress: bool = False,
     overwrite: bool = False,
@@ -67,9 +67,10 @@ def migrate(
         Where to: tcp:HOST:PORT or unix:PATH; or file:FILE, to write it to a file while it runs, and end the VM
         then. `sdeivirt save VM FILE --stay` lets it go on afterwards.
     downtime_limit
-        Milliseconds that the guest may stand still.
+        Milliseconds that the guest may stand still, by default 300.
     max_bandwidth
-        The most to send in a second, such as 100M (bytes), more than 0; by default all that the link carries.
+        The most to send in a second, such as 100M (bytes), more than 0; by default all that the link carries, and
+        with --recover as much as before. With post-copy it is for pages that the guest does not wait for.
     compress
         Compress pages.
     overwrite
@@ -92,7 +93,8 @@ def migrate(
     postcopy_after
         The same after so many passes over its memory.
     recover
-        The connection broke while pages were sent after the guest: connect again, to URI if there is one.
+        The connection broke while pages were sent after the guest: connect again, to URI if there is one, with
+        the credentials of before if there is none. Ctrl-C ends the attempt.
     analyze
         Show what is in a file of `sdeivirt save` or `migrate VM file:FILE`.
     """
@@ -111,6 +113,16 @@ def migrate(
         raise UsageError("--overwrite is for files", "leave it out, or say file:FILE")
     if max_bandwidth is not None:
         _check_bandwidth(max_bandwidth)
+    if uri is None or recover:
+        for given, what in (
+            (postcopy, "--postcopy"),
+            (postcopy_after is not None, "--postcopy-after"),
+            (downtime_limit is not None, "--downtime-limit"),
+            (compress, "--compress"),
+            (max_bandwidth is not None and not recover, "--max-bandwidth"),
+        ):
+            if given:
+                raise UsageError(f"{what} is for a guest that sets out", f"leave {what} out")
     if uri is not None:
         uri = _checked(uri, tls_creds, tls_hostname, insecure)
     with VmClient(vm) as client:
@@ -124,12 +136,12 @@ def migrate(
             "tls-creds": os.path.abspath(tls_creds) if tls_creds is not None else None,
             "tls-hostname": tls_hostname,
             "insecure": insecure,
+            "max-bandwidth": max_bandwidth,
         }
         if recover:
             return _follow(client, vm, "migrate-recover", arguments, json_)
         arguments |= {
             "downtime-limit": downtime_limit,
-            "max-bandwidth": max_bandwidth,
             "compress": _LEVEL if compress else 0,
             "postcopy": 0 if postcopy else postcopy_after,
             "overwrite": overwrite or None,
@@ -199,47 +211,55 @@ def _check_bandwidth(rate: int) -> None:
 
 
 def _follow(client: VmClient, vm: str, command: str, arguments: dict[str, Any], as_json: bool) -> int:
-    """Begin, and tell of it to the end. Whatever ends this process cancels it."""
+    """Begin, and tell of it to the end. Whatever ends this process cancels it, as long as that can be."""
     line = ProgressLine(sys.stderr)
-    interrupted = 0  # the signal
     status = MigrationStatus(status="setup")
     left = command == "migrate-recover"  # the guest has, and its pages follow
-    with signals_interrupt_us() as caught:
+    answered = 0  # signals
+    with signals_noted() as caught:
+        caught.wake = client.wake
         try:
             client.execute(command, **arguments)
-        except KeyboardInterrupt:  # it may have begun
-            with contextlib.suppress(SdeivirtError):
-                client.execute("migrate-cancel")
-            raise
-        try:
             while status.active:
-                try:
+                with contextlib.suppress(InterruptedError):
                     status = client.wait_migration()
                     line.show(status)
                     left = left or status.status.startswith("postcopy")
-                except KeyboardInterrupt:
-                    if interrupted:
-                        raise
-                    interrupted = caught.number
-                    try:
-                        client.execute("migrate-cancel")
-                        line.say("cancelling: the guest is to stay")
-                    except SdeivirtError as error:
-                        line.say(str(error))
+                while answered < caught.count and status.active:
+                    answered += 1
+                    if answered > 1:
+                        line.say(f"it goes on without this: `sdeivirt migrate {vm} --status` tells how")
+                        return 128 + caught.number
+                    line.say(_cancel(client, left))
         finally:
             line.end()
     if status.status == "completed":
         return _show(status, as_json)
     if as_json:
         print(json.dumps(asdict(status), indent=2))
-    if interrupted and status.status == "cancelled":
+    if answered and status.status == "cancelled":
         line.say(f"cancelled: the guest stays in VM {vm!r}")
-        return 128 + interrupted
+        return 128 + caught.number
+    if status.status == "postcopy-paused":
+        lost = MigrationError(f"the guest has gone to {status.uri} without all its pages: {status.error}", status.hint)
+        if not answered:
+            raise lost
+        line.say(f"{lost.message}\nhint: {lost.hint}")
+        return 128 + caught.number
     if left:
-        raise MigrationError(f"the guest has gone to {status.uri} without all its pages: {status.error}", status.hint)
+        raise MigrationError(status.error, status.hint)
     what = "was not saved" if status.uri.startswith("file:") else "has not moved"
     hint = status.hint or ("" if _is_over(client) else "its guest stays there")
     raise MigrationError(f"VM {vm!r} {what}: {status.error}", hint)
+
+
+def _cancel(client: VmClient, left: bool) -> str:
+    """Somebody has interrupted us: call it off; what to say of that."""
+    try:
+        client.execute("migrate-cancel")
+        return "cancelling: no connection is to be made" if left else "cancelling: the guest is to stay"
+    except SdeivirtError as error:
+        return f"{error}; once more leaves it to itself"
 
 
 def _is_over(client: VmClient) -> bool:
@@ -259,7 +279,10 @@ def _stays(client: VmClient, vm: str, word: str, as_json: bool) -> int:
         print(json.dumps(asdict(status), indent=2))
     if status.status == "completed":
         raise StateError(f"it was too late: the guest of VM {vm!r} is at {status.uri}")
-    if not as_json:
+    if status.status.startswith("postcopy"):
+        if not as_json:
+            print(f"cancelled: nobody connects again for the guest's pages\nhint: {status.hint}")
+    elif not as_json:
         print(f"{word}: the guest stays in VM {vm!r}")
     return 0
 
@@ -293,6 +316,8 @@ def _show(status: MigrationStatus, as_json: bool) -> int:
             f"  faults      {status.faults:,}, median {status.fault_median * 1e3:.2f} ms, "
             f"99 % within {status.fault_slowest * 1e3:.2f} ms"
         )
+    if status.unneeded:
+        print(f"  not sent    {counted(status.unneeded, 'page')}: the guest has ended there, or was reset")
     if status.limit is not None:
         print(f"  held up     to {counted(status.limit, 'new page')} a second")
     if status.error:

@@ -22,7 +22,7 @@ from ..migration.channel import Listener, TlsCredentials, Uri, open_file, parse_
 from ..migration.description import Configuration
 from ..migration.destination import Incoming, import_machines
 from ..migration.lazy import FetchedGuest, LazyFile
-from ..migration.wants import PREFETCH
+from ..migration.wants import PREFETCH, check_prefetch
 from .options import Number, PlaceOptions, Seconds
 from .session import finish, log_to_stderr, signals_end_us
 
@@ -39,7 +39,7 @@ def restore(
     console: Path | None = None,
     gdb: bool = False,
     lazy: bool = False,
-    prefetch: Number = PREFETCH,
+    prefetch: Annotated[Number | None, Parameter(show_default=lambda _: str(PREFETCH))] = None,
     tls_creds: Path | None = None,
     tls_hostname: str | None = None,
     insecure: bool = False,
@@ -59,7 +59,7 @@ def restore(
     name
         The name by which inject and status find the VM; by default the one that it had.
     timeout
-        Seconds that the guest may run.
+        Seconds that the guest may run here.
     console
         A file for what the guest prints, instead of the terminal.
     gdb
@@ -78,6 +78,8 @@ def restore(
     log_to_stderr()
     uri = str(file).removeprefix("file:")  # as `migrate` has it
     elsewhere = uri.startswith(("tcp:", "unix:"))
+    if prefetch is not None and not lazy:
+        raise UsageError("--prefetch is for a guest that goes on before its pages were read", "add --lazy")
     if elsewhere and not lazy:
         raise UsageError(f"{uri} is where a page server may be", "add --lazy")
     if not elsewhere and (tls_creds is not None or tls_hostname is not None or insecure):
@@ -87,12 +89,13 @@ def restore(
     source: Callable[[], Incoming] | None = None
     if lazy:
         target = parse_uri(uri)
+        many = PREFETCH if prefetch is None else prefetch
 
         def source() -> Incoming:
             if target.scheme == "file":
-                return LazyFile(target.path, prefetch)
+                return LazyFile(target.path, many)
             tls = TlsCredentials.load(tls_creds, server=False, hostname=tls_hostname or "") if tls_creds else None
-            return FetchedGuest(target, tls, insecure, prefetch)
+            return FetchedGuest(target, tls, insecure, many)
 
     return receive(uri, name, options, timeout, console, arguments=arguments, gdb=gdb, source=source)
 
@@ -118,6 +121,9 @@ def receive(
     more: dict[str, Any] = {"arguments": tuple(arguments), "gdb": gdb}
     options.check(**more)
     target = parse_uri(uri)
+    check_prefetch(prefetch)
+    if prefetch != PREFETCH and target.scheme == "file":
+        raise UsageError("out of a file all pages come before the guest goes on", "leave --prefetch out")
     credentials = TlsCredentials.load(tls, server=True) if tls is not None else None
     with ExitStack() as stack:
         stack.enter_context(signals_end_us())
@@ -177,5 +183,5 @@ def _source(
     if directory is not None:
         directory.wait_at(str(listener.uri.absolute()))
     command = f"sdeivirt migrate VM {listener.uri}" + (" --tls-creds DIR" if credentials is not None else "")
-    print(f"waiting for a guest at {listener.uri}; `{command}` sends one", file=sys.stderr)
+    print(f"waiting for a guest at {listener.uri}; `{command}` sends one, Ctrl-C ends this", file=sys.stderr)
     return Incoming(listener, prefetch=prefetch)

@@ -22,7 +22,17 @@ from ..ras.definitions import load_definitions, parse_error_source, settle, stan
 from ..ras.sources import ErrorSource
 from ..sdei.events import EVENT_0, EventDefinition, parse_event
 from ..smccc.ids import Conduit
-from .options import MachineOptions, Number, OptionalSize, PlaceOptions, Seconds, disable_services, policy_named
+from .completion import complete_guests
+from .options import (
+    MachineOptions,
+    Number,
+    OptionalSize,
+    PlaceOptions,
+    Seconds,
+    complete_uris,
+    disable_services,
+    policy_named,
+)
 from .receive import receive
 from .session import finish, log_to_stderr, signals_end_us
 
@@ -34,7 +44,7 @@ _KERNEL_MEMORY = 1 << 30  # for a kernel on machine qemu: an operating system's
 
 def run(
     *arguments: Annotated[str, Parameter(show=False)],
-    guest: str | None = None,
+    guest: Annotated[str | None, Parameter(completer=complete_guests)] = None,
     kernel: Path | None = None,
     name: str = "vm",
     options: MachineOptions = MachineOptions(),  # noqa: B008 (frozen)
@@ -56,7 +66,7 @@ def run(
     on_reset: Literal["restart", "end"] | None = None,
     gdb: bool = False,
     dry_run: bool = False,
-    incoming: str | None = None,
+    incoming: Annotated[str | None, Parameter(completer=complete_uris)] = None,
     tls_creds: Path | None = None,
     insecure: bool = False,
     prefetch: Number = PREFETCH,
@@ -75,9 +85,10 @@ def run(
         For QEMU, after --.
     guest
         An ELF file, or one of the guests that come with sdeivirt: selftest,
-        hypercalls, listen, bench, hostile, mover; interrupts and reach on machine qemu, ghes with --firmware acpi.
+        hypercalls, listen, bench, hostile, mover, tasks, writer; interrupts and reach on machine qemu, ghes with
+        --firmware acpi.
     kernel
-        An arm64 Image instead.
+        An arm64 Image instead; with --firmware uefi any EFI program. Without either, UEFI boots from a disk.
     name
         The name by which inject and status find the VM.
     memory
@@ -107,7 +118,7 @@ def run(
         Seconds that one SDEI handler may run before its vCPU counts as stuck,
         unless it masks its PE.
     timeout
-        Seconds that the guest may run.
+        Seconds that the guest may run; with --incoming they count from when one begins to come.
     initrd
         An initial RAM disk (machine qemu).
     firmware
@@ -148,10 +159,10 @@ def run(
             (error_source, "--error-source"),
             (private_slots is not None, "--private-slots"), (shared_slots is not None, "--shared-slots"),
             (disable, "--disable"), (initrd, "--initrd"), (memory is not None, "--memory"), (on_reset, "--on-reset"),
-            (firmware != "dt", "--firmware"),
+            (firmware != "dt", "--firmware"), (uefi, "--uefi"),
             (watchdog, "--watchdog"), (async_pf != "both", "--async-pf"), (options.policy != "kvm", "--policy"),
             (options.seed is not None, "--seed"), (options.cpu is not None, "--cpu"),
-            (options.vcpus != MachineOptions.vcpus, "--vcpus"), (options.conduit != "hvc", "--conduit"),
+            (options.vcpus is not None, "--vcpus"), (options.conduit != "hvc", "--conduit"),
         ):  # fmt: skip
             if given:
                 raise UsageError(f"a guest that comes in brings its own {what}", f"leave {what} out")
@@ -169,14 +180,16 @@ def run(
         )
     if tls_creds is not None or insecure or prefetch != PREFETCH:
         raise UsageError("--tls-creds, --insecure and --prefetch are for a guest that comes in", "add --incoming URI")
-    image = _image(guest, kernel)
+    from_disk = firmware == "uefi" and guest is None and kernel is None
+    image = None if from_disk else _image(guest, kernel)
     policy = policy_named(options.policy)
     if memory is None:
-        memory = _KERNEL_MEMORY if kernel is not None and options.kind == "qemu" else _GUEST_MEMORY
+        system = (kernel is not None and options.kind == "qemu") or from_disk
+        memory = _KERNEL_MEMORY if system else _GUEST_MEMORY
     defined, sources = _events(events, event or [], error_source or [], firmware)
     config = MachineConfig(
         name=name,
-        vcpus=options.vcpus,
+        vcpus=options.vcpu_count,
         memory=memory,
         policy=replace(
             policy,
@@ -194,7 +207,7 @@ def run(
         async_pf=AsyncPfSettings.of(async_pf),
     )
     if dry_run:
-        return _show_command(config)
+        return _show_command(config, kernel=not from_disk)
     with (
         signals_end_us(),
         VmDirectory.acquire(name) as directory,
@@ -202,7 +215,8 @@ def run(
         Terminal(console) as terminal,
     ):
         disable_services(machine, disable or ())
-        machine.load(image)
+        if image is not None:
+            machine.load(image)
 
         def ready() -> None:
             terminal.say(f"VM {name!r}: control directory {directory.path}")
@@ -245,13 +259,13 @@ def _firmware(firmware: str, uefi: Path | None) -> dict[str, Any]:
     return {} if firmware == "dt" else {"firmware": firmware, "uefi": uefi}
 
 
-def _show_command(config: MachineConfig) -> int:
+def _show_command(config: MachineConfig, *, kernel: bool) -> int:
     """`--dry-run`; the descriptors in it are those that this process would hand down."""
     if config.engine is None:
         raise UsageError("machine unicorn starts no other program to show", "add --machine qemu")
     from ..machine.qemu import show_command
 
-    print(show_command(config))
+    print(show_command(config, kernel=kernel))
     return 0
 
 

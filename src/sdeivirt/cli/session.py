@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,7 +17,7 @@ from ..errors import TimeLimitError
 from ..machine import ExitReason
 from . import BROKEN_PIPE
 
-__all__ = ["Caught", "finish", "log_to_stderr", "signals_end_us", "signals_interrupt_us"]
+__all__ = ["Caught", "finish", "log_to_stderr", "signals_end_us", "signals_noted"]
 
 
 def log_to_stderr() -> None:
@@ -43,21 +43,33 @@ def signals_end_us() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Caught:
-    """The last signal that was to interrupt us."""
+    """How many signals were to interrupt us, and the last; `wake` is called at each."""
 
+    count: int = 0
     number: int = signal.SIGINT
+    wake: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def signals_interrupt_us() -> Iterator[Caught]:
-    """SIGTERM and SIGHUP are Ctrl-C, so that what has been begun elsewhere is called off."""
+def signals_noted() -> Iterator[Caught]:
+    """Ctrl-C, SIGTERM and SIGHUP are noted, so that what has been begun elsewhere can be called off. The third ends us.
+
+    They raise nothing before: an event loop that begins to run can lose what a handler raises, or make another
+    error of it.
+    """
     caught = Caught()
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         caught.number = number
-        signal.raise_signal(signal.SIGINT)  # what an event loop makes of it is the same then
+        caught.count += 1
+        if caught.count > 2:
+            raise KeyboardInterrupt
+        caught.wake()
 
-    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background jobs have it
+        numbers.append(signal.SIGINT)
+    saved = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:

@@ -31,6 +31,7 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteE
 
 from .. import errors
 from ..errors import EnvironmentUnavailableError, SdeivirtError, StateError, TimeLimitError, UnknownVmError, UsageError
+from ..ras.outcome import check_limit
 from .framing import MAX_MESSAGE
 from .runtime import RunningVm, find_vm
 
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__).getChild("qmp")
 _log.setLevel(logging.CRITICAL)
 
 _RETRY = 0.02
+_LAST_WORD = 2.0  # patience with a VM to which nothing else is to be said
 _MAX_ARGUMENT = 32 << 10  # what is longer is handed over in a file
 _HEADROOM = 256  # for the rest of a message
 _MAX_REPLY = 256 << 20  # the status of 512 vCPUs with a thousand events each
@@ -123,6 +125,7 @@ class VmClient:
         self._runner = asyncio.Runner()
         self._qmp: QMPClient
         self._events = EventListener()
+        self._woken = asyncio.Event()
         try:
             self._runner.run(self._connect())
         except BaseException:
@@ -213,15 +216,17 @@ class VmClient:
         """The command `inject-error` with its arguments, underscores for dashes: `kind`, `severity`, ...; its return.
 
         The VM may take `limit` seconds longer to answer than for other commands. Whoever
-        interrupts this calls the report off, if the guest has not been told.
+        interrupts this, or waits in vain, calls the report off, if the guest has not been told.
         """
+        check_limit(limit)
         given = {name.replace("_", "-"): value for name, value in arguments.items()}
         given["time-limit"] = max(1, round(limit * 1000))
         given["tag"] = tag = f"{os.getpid()}-{time.monotonic_ns()}"
         try:
             return cast("dict[str, Any]", self._execute("inject-error", given, limit + self._patience))
-        except KeyboardInterrupt:
-            with contextlib.suppress(SdeivirtError), VmClient(self.vm.name) as other:  # ours waits for its answer
+        except (KeyboardInterrupt, EnvironmentUnavailableError):
+            # By a connection of its own: ours waits for its answer.
+            with contextlib.suppress(SdeivirtError), VmClient(self.vm.name, _LAST_WORD) as other:
                 other.execute("withdraw-error", tag=tag)
             raise
 
@@ -295,27 +300,43 @@ class VmClient:
             raise TimeLimitError(f"no {name} within {limit} seconds") from error
 
     def wait_migration(self) -> MigrationStatus:
-        """What is next to be told of a migration, for as long as it takes. Raises UnknownVmError where the VM ends."""
+        """What is next to be told of a migration, for as long as it takes.
+
+        Raises UnknownVmError where the VM ends, InterruptedError after :meth:`wake`.
+        """
         from ..migration.status import MigrationStatus
 
         async def wait() -> MigrationStatus:
             while True:
                 if self._events.empty():
                     waiting = asyncio.ensure_future(self._events.get())
-                    leaving = asyncio.ensure_future(self._qmp.runstate_changed())
-                    if self._qmp.runstate is Runstate.RUNNING:
-                        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
-                    leaving.cancel()
-                    if not waiting.done():
-                        waiting.cancel()
-                        raise UnknownVmError(f"the VM {self.vm.name!r} ended before its guest had moved")
-                    message = waiting.result()
+                    others: list[asyncio.Future[Any]] = [
+                        asyncio.ensure_future(self._qmp.runstate_changed()),
+                        asyncio.ensure_future(self._woken.wait()),
+                    ]
+                    try:
+                        if self._qmp.runstate is Runstate.RUNNING:
+                            await asyncio.wait((waiting, *others), return_when=asyncio.FIRST_COMPLETED)
+                        if not waiting.done():
+                            if self._woken.is_set():
+                                self._woken.clear()
+                                raise InterruptedError
+                            raise UnknownVmError(f"the VM {self.vm.name!r} ended before its guest had moved")
+                        message = waiting.result()
+                    finally:  # else it would take an event that somebody waits for later
+                        for each in (waiting, *others):
+                            each.cancel()
                 else:
                     message = await self._events.get()
                 if message["event"] == "MIGRATION_PROGRESS":
                     return _record(MigrationStatus, cast("dict[str, Any]", message["data"]))
 
         return self._runner.run(wait())
+
+    def wake(self) -> None:
+        """Have :meth:`wait_migration` raise InterruptedError, now or the next time. For signal handlers, too."""
+        with contextlib.suppress(RuntimeError):  # it has been closed
+            self._runner.get_loop().call_soon_threadsafe(self._woken.set)
 
     def close(self) -> None:
         """Disconnect. Can be called twice."""

@@ -7,7 +7,7 @@
     query-vm                                  every member of VmStatus
     inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
-    inject-error    kind, severity, [address | process, threshold-exceeded] | block (base64),
+    inject-error    kind, severity, [address | process, device, threshold-exceeded] | block (base64),
                     [source, vcpu, when-busy (wait, fail, queue), time-limit (ms), tag]
                                               what became of the report: the members of ras.outcome.Outcome
     withdraw-error  tag                       withdrawn: whether that report still waited for its turn
@@ -50,9 +50,12 @@ from .hardware_errors import ErrorCommands
 from .migration import Migrations
 from .registers import RegisterCommands
 
-__all__ = ["CommandError", "Commands", "Request", "error_object", "parse_request", "version_object"]
+__all__ = ["FOR_CALLER", "CommandError", "Commands", "Request", "error_object", "parse_request", "version_object"]
 
 _log = logging.getLogger(__name__)
+
+# What is called off when the client that has asked for it goes before it is answered.
+FOR_CALLER = frozenset({"inject-error"})
 
 _NUMERAL = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
 _MAX_NUMBER = (1 << 64) - 1
@@ -202,12 +205,12 @@ class Commands:
         registers = RegisterCommands(machine)
         errors = ErrorCommands(machine)
         error: dict[str, _Reader] = dict.fromkeys(("address", "source", "vcpu", "time-limit"), _number)
-        error |= dict.fromkeys(("kind", "severity", "process", "block", "when-busy", "tag"), _text)
+        error |= dict.fromkeys(("kind", "severity", "process", "device", "block", "when-busy", "tag"), _text)
         error |= {"threshold-exceeded": _flag}
         event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
         how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
         how |= {"tls-hostname": _text, "stall-limit": _number, "postcopy": _number}
-        where = {"uri": _text, "tls-creds": _text, "tls-hostname": _text, "insecure": _flag}
+        where = {"uri": _text, "tls-creds": _text, "tls-hostname": _text, "insecure": _flag, "max-bandwidth": _number}
         how |= dict.fromkeys(("insecure", "stop-first", "stay", "overwrite"), _flag)
         self._table: dict[str, _Command] = {
             "query-version": _Command(self._query_version),
@@ -310,10 +313,16 @@ class Commands:
         return {}
 
     async def _migrate_recover(
-        self, uri: str | None = None, tls_creds: str | None = None, tls_hostname: str = "", insecure: bool = False
+        self,
+        uri: str | None = None,
+        tls_creds: str | None = None,
+        tls_hostname: str = "",
+        insecure: bool = False,
+        max_bandwidth: int | None = None,
     ) -> object:
         tls = Path(tls_creds) if tls_creds is not None else None
-        self._migrations.recover(uri, SourceOptions(tls=tls, tls_hostname=tls_hostname, insecure=insecure))
+        options = SourceOptions(bandwidth=max_bandwidth, tls=tls, tls_hostname=tls_hostname, insecure=insecure)
+        self._migrations.recover(uri, options)
         return {}
 
     async def _migrate_take_back(self) -> object:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StateError, UsageError
 from ..machine import Machine
 from ..ras.outcome import Outcome
+from ..ras.processors import processor_of
 
 if TYPE_CHECKING:
     from ..ras.victims import Victim
 
 __all__ = ["ErrorCommands"]
 
-KINDS = ("memory", "processor", "pcie")
 _SHOWN = 8
 
 
@@ -28,7 +30,7 @@ class ErrorCommands:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._tagged: dict[str, Future[Outcome]] = {}
+        self._tagged: dict[str, _Asked] = {}
 
     async def inject_error(
         self,
@@ -36,6 +38,7 @@ class ErrorCommands:
         severity: str | None = None,
         address: int | None = None,
         process: str | None = None,
+        device: str | None = None,
         threshold_exceeded: bool = False,
         block: str | None = None,
         source: int = 0,
@@ -48,6 +51,29 @@ class ErrorCommands:
 
         By the tag, whoever has thought better of it can call the report off.
         """
+        with self._asked(tag) as asked:
+            data, victim = await self._data(
+                kind, severity, address, process, device, threshold_exceeded, block, vcpu or 0
+            )
+            asked.check()
+            later = self._machine.inject_error_later(data, source, vcpu, when_busy=when_busy, limit=time_limit / 1000)
+            outcome = await asked.wait(later)
+        if victim is not None:
+            return asdict(outcome) | {"address": victim.address, "process": asdict(victim)}
+        return asdict(outcome) | {"address": address}
+
+    async def _data(
+        self,
+        kind: str | None,
+        severity: str | None,
+        address: int | None,
+        process: str | None,
+        device: str | None,
+        threshold_exceeded: bool,
+        block: str | None,
+        vcpu: int,
+    ) -> tuple[bytes, Victim | None]:
+        """The block to report, and in whose page the error is. Raises UsageError, StateError, UnknownVcpuError."""
         victim: Victim | None = None
         if process is not None:
             if address is not None or block is not None:
@@ -55,33 +81,57 @@ class ErrorCommands:
             victim = await asyncio.to_thread(self._victim, process)
             address = victim.address
         if block is not None:
-            if (kind, severity, address) != (None, None, None) or threshold_exceeded:
+            if (kind, severity, address, device) != (None, None, None, None) or threshold_exceeded:
                 raise UsageError("a block says itself what it reports", "give a block, or a kind and a severity")
-            data = _decode(block)
-        else:
-            data = _make(kind, severity, address, threshold_exceeded)
-        later = self._machine.inject_error_later(data, source, vcpu, when_busy=when_busy, limit=time_limit / 1000)
-        outcome = await self._wait(later, tag)
-        found = {} if victim is None else {"process": asdict(victim)}
-        return asdict(outcome) | {"address": address} | found
+            return _decode(block), victim
+        return self._make(kind, severity, address, device, threshold_exceeded, vcpu), victim
 
-    async def _wait(self, later: Future[Outcome], tag: str | None) -> Outcome:
+    def _make(
+        self,
+        kind: str | None,
+        severity: str | None,
+        address: int | None,
+        device: str | None,
+        threshold_exceeded: bool,
+        vcpu: int,
+    ) -> bytes:
+        """The block of such an error; one of the processor is of that vCPU. Raises UsageError, UnknownVcpuError."""
+        from ..ras.cper import KINDS, Severity, make_block
+
+        if kind is None or severity is None:
+            raise UsageError("nothing is said of the error", "give a kind and a severity, or a block")
+        if kind not in KINDS:
+            raise UsageError(f"there are no errors of kind {kind[:40]!r}", f"kinds are {', '.join(KINDS)}")
+        if device is not None and kind != "pcie":
+            raise UsageError(f"an error of {kind} is not in a PCIe device", "leave the device out")
+        mpidr, midr = processor_of(self._machine, vcpu)
+        made = make_block(
+            kind,
+            Severity.parse(severity),
+            address=address,
+            threshold_exceeded=threshold_exceeded,
+            mpidr=mpidr,
+            midr=midr,
+            at=device,
+        )
+        return made.encode()
+
+    @contextlib.contextmanager
+    def _asked(self, tag: str | None) -> Iterator[_Asked]:
+        """While a command is carried out it can be called off by its tag."""
+        asked = _Asked()
         if tag is not None:
-            self._tagged[tag] = later
+            self._tagged[tag] = asked
         try:
-            return await asyncio.wrap_future(later)
-        except asyncio.CancelledError:
-            if not later.cancelled():
-                raise
-            raise StateError("the report was called off before the guest was told") from None
+            yield asked
         finally:
-            if tag is not None and self._tagged.get(tag) is later:
+            if tag is not None and self._tagged.get(tag) is asked:
                 del self._tagged[tag]
 
     async def withdraw_error(self, tag: str) -> dict[str, bool]:
         """Call a report off that waits for its turn: whether it did."""
-        later = self._tagged.get(tag)
-        return {"withdrawn": later is not None and later.cancel()}
+        asked = self._tagged.get(tag)
+        return {"withdrawn": asked is not None and asked.call_off()}
 
     async def find_victims(self, pattern: str = "*") -> list[dict[str, Any]]:
         """The processes that match, each with the page that it watches."""
@@ -97,9 +147,10 @@ class ErrorCommands:
         state = self._machine.state
         if state != "running":
             raise StateError(f"the VM is {state}: nobody can say which of its processes live", "let it run")
-        found = self._find(pattern)
+        from ..ras.victims import find_victims_or_others
+
+        found, others = find_victims_or_others(self._machine, pattern)
         if not found:
-            others = self._find("*")
             named = ", ".join(f"{each.pid} ({each.name})" for each in others[:_SHOWN])
             hint = (
                 f"there are {named}" if others else "none has been started: they are the program `victim` in the guest"
@@ -111,21 +162,31 @@ class ErrorCommands:
         return found[0]
 
 
-def _make(kind: str | None, severity: str | None, address: int | None, threshold_exceeded: bool) -> bytes:
-    """The block of such an error. Raises UsageError."""
-    from ..ras.cper import Severity, make_block
+class _Asked:
+    """A report that somebody waits for: it can be called off until the guest has been told."""
 
-    if kind is None or severity is None:
-        raise UsageError("nothing is said of the error", "give a kind and a severity, or a block")
-    if kind not in KINDS:
-        raise UsageError(f"there are no errors of kind {kind[:40]!r}", f"kinds are {', '.join(KINDS)}")
-    made = make_block(
-        kind,  # type: ignore[arg-type]  # it is one of KINDS
-        Severity.parse(severity),
-        address=address,
-        threshold_exceeded=threshold_exceeded,
-    )
-    return made.encode()
+    def __init__(self) -> None:
+        self._later: Future[Outcome] | None = None  # it has not been handed in yet
+        self._called_off = False
+
+    def call_off(self) -> bool:
+        """Whether that was still possible."""
+        self._called_off = self._later is None or self._later.cancel()
+        return self._called_off
+
+    def check(self) -> None:
+        """Raises StateError where it has been called off."""
+        if self._called_off:
+            raise StateError("the report was called off before the guest was told")
+
+    async def wait(self, later: Future[Outcome]) -> Outcome:
+        """What becomes of it. Raises StateError where it is called off; who is cancelled calls it off as well."""
+        self._later = later
+        try:
+            return await asyncio.wrap_future(later)
+        except asyncio.CancelledError:
+            self.check()
+            raise
 
 
 def _decode(block: str) -> bytes:

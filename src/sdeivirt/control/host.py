@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import EnvironmentUnavailableError
+from ..errors import EnvironmentUnavailableError, SdeivirtError
 from ..machine import ExitReason, FaultReport, Machine, Outcome
 from ..migration.destination import Incoming
 from .fifos import InjectionFifos
@@ -137,17 +137,24 @@ class _Host:
             self._report(outcome.faults if outcome.reason is not ExitReason.TIME_LIMIT else [])
             guest = cause.startswith("guest-")
             self._server.emit("SHUTDOWN", {"guest": guest, "reason": cause, "outcome": outcome.reason.value})
+            if (lost := self._server.migrations.lost) is not None:
+                raise lost
             return RunResult(
                 outcome,
                 cause,
                 self._signal if outcome.reason is ExitReason.STOPPED else None,
                 self._server.migrations.status.uri if outcome.reason is ExitReason.MOVED else "",
             )
+        except SdeivirtError as error:
+            if self._incoming is not None:
+                self._incoming.crash = error
+            raise
         finally:
             terminal.detach()
             for task in filter(None, (watch, self._stopping)):
                 task.cancel()
             await asyncio.to_thread(self._server.migrations.finish)
+            await asyncio.to_thread(self._machine.errors.finish)
             if self._incoming is not None:
                 await asyncio.to_thread(self._incoming.close)
             self._fifos.close()
@@ -177,7 +184,7 @@ class _Host:
             loop.default_exception_handler(context)
 
     def _signalled(self, number: signal.Signals) -> None:
-        if self._signal is not None:
+        if self._signal is not None or (self._stopping is not None and self._server.migrations.sends_pages):
             # Asked twice: do not wait for a machine that does not stop.
             self._terminal.restore()
             self._directory.release()
@@ -188,6 +195,8 @@ class _Host:
     def _end(self, cause: str) -> None:
         self._cause = self._cause or cause
         self._terminal.detach()
+        if self._server.migrations.sends_pages:
+            self._terminal.restore()  # Ctrl-C is a signal again: who does not want to wait for the pages can say so
         if self._stopping is None:
             self._stopping = asyncio.create_task(asyncio.to_thread(self._machine.stop))
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import StateError
+from ..errors import MigrationError, StateError
 from ..machine import Machine
 from ..migration.channel import parse_uri
 from ..migration.destination import Incoming
@@ -54,6 +54,11 @@ class Migrations:
     def start(self, uri: str, options: SourceOptions) -> None:
         """Begin to move the guest. Raises UsageError, and StateError where that cannot be now."""
         if self._thread is not None and self._thread.is_alive():
+            if self.moved:
+                raise StateError(
+                    f"the guest has gone to {self.status.uri}, and the last of its pages are sent there",
+                    "see `sdeivirt migrate VM --status`",
+                )
             raise StateError(
                 f"the guest is on its way to {self.status.uri} already", "`sdeivirt migrate VM --cancel` ends that"
             )
@@ -62,6 +67,8 @@ class Migrations:
             raise StateError("the guest has not come yet", "see `sdeivirt migrate VM --status`")
         if self._machine.state not in ("running", "paused"):
             raise StateError(f"a VM that is {self._machine.state} has no guest to move")
+        if (lost := self.lost) is not None:
+            raise StateError(lost.message, lost.hint)
         if self._machine.absent_count:
             raise StateError(
                 f"{self._machine.absent_count} pages of the guest have not come yet",
@@ -84,7 +91,7 @@ class Migrations:
         incoming.start(self._machine, self._progress)
 
     def cancel(self) -> None:
-        """The guest stays. Raises StateError where none is leaving, or has been handed over."""
+        """The guest stays; or nobody connects again. Raises StateError where none is leaving, or it is too late."""
         self._leaving().cancel()
 
     def take_back(self) -> None:
@@ -100,8 +107,32 @@ class Migrations:
         if self._machine.state == "incoming":
             raise StateError("the guest has not come yet", "whether it comes is for its source to say, and to cancel")
         if self._outgoing is None or self._thread is None or not self._thread.is_alive():
+            status = self.status
+            if status.role == "destination" and status.status.startswith("postcopy"):
+                if self._incoming is not None and self._incoming.has_source:
+                    raise StateError("the guest has come here, and its pages follow", "that is for its source's VM")
+                raise StateError(f"no migration is under way: the guest's pages come from {status.uri}")
             raise StateError("no migration is under way", "`sdeivirt migrate VM URI` begins one")
         return self._outgoing
+
+    @property
+    def lost(self) -> MigrationError | None:
+        """Why the guest can go on nowhere, if it is so: it lived in two processes, and one of them has ended."""
+        status = self.status
+        if status.status != "failed":
+            return None
+        came = self._incoming is not None and self._incoming.standstill is not None
+        here = status.role == "destination" and came and self._machine.absent_count
+        if not here and not (status.role == "source" and self.moved):
+            return None
+        known = status.error if "is lost" in status.error else f"the guest is lost: {status.error}"
+        return MigrationError(known, status.hint)
+
+    @property
+    def sends_pages(self) -> bool:
+        """Whether the guest has gone, and its last pages are on their way."""
+        going = self.status.role == "source" and self.status.status in ("postcopy-active", "postcopy-recover")
+        return going and self._thread is not None and self._thread.is_alive()
 
     # -- who else pauses the machine and lets it go on
 
@@ -126,6 +157,8 @@ class Migrations:
             locks.enter_context(self._run_state)
             if outgoing is not None and outgoing.held:
                 raise StateError("the guest is being handed over", "see `sdeivirt migrate VM --status`")
+            if (lost := self.lost) is not None:
+                raise StateError(lost.message, lost.hint)
             if standstill is not None and standstill.held:
                 raise StateError("pages of the guest are out of reach", "see `sdeivirt migrate VM --status`")
             if self.status.role == "destination" and self.status.active and standstill is None:
@@ -170,13 +203,23 @@ class Migrations:
 
     def _sentence(self, status: MigrationStatus) -> str:
         """What the VM's own terminal is told: a guest that is gone, or one that comes, is told of elsewhere."""
-        if status.role != "source" or self._machine.state == "stopped":
+        if status.role != "source":
             return ""
+        if status.unneeded:
+            return f"the guest has ended at {status.uri}, or was reset, and needs no more of its pages"
+        if self._machine.state == "stopped":
+            return ""
+        first = not self._left
         self._left = self._left or status.status.startswith("postcopy")
         if self._left:
-            if status.status != "postcopy-paused":
-                return ""
-            return f"the guest of {status.uri} stands still, for its pages are here: {status.error}; {status.hint}"
+            if status.status == "postcopy-paused":
+                return f"the guest of {status.uri} stands still, for its pages are here: {status.error}; {status.hint}"
+            if status.status == "postcopy-active" and first:
+                return (
+                    f"the guest runs at {status.uri} now, and takes no more input here; its pages follow, and this VM "
+                    "ends when it has all of them"
+                )
+            return ""
         file = status.uri.removeprefix("file:")
         if file == status.uri:
             what, whither = "has not moved", f"to {status.uri}"
@@ -200,10 +243,10 @@ class Migrations:
         thread, outgoing = self._thread, self._outgoing
         if thread is None or outgoing is None:
             return
-        if thread.is_alive():
+        if thread.is_alive() and not outgoing.moved:
             with contextlib.suppress(StateError):
                 outgoing.cancel("its VM was ended")
-        if self.status.status.startswith("postcopy") and thread.is_alive():
-            self.say("the guest's last pages are being sent: a second signal would end that, and the guest")
+        if self.sends_pages:
+            self.say("the guest's last pages are being sent: Ctrl-C, or a signal, would end that, and the guest")
             thread.join()  # it ends when it is done, or nothing moves
         thread.join(_LAST_WORDS)

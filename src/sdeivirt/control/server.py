@@ -22,15 +22,17 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from ..errors import StateError
 from ..machine import Machine
-from .commands import CommandError, Commands, error_object, parse_request, version_object
+from .commands import FOR_CALLER, CommandError, Commands, error_object, parse_request, version_object
 from .framing import FramingError, Splitter, decode, encode
 from .migration import Migrations
 from .notices import Notices
@@ -46,6 +48,7 @@ MAX_UNREAD = 256 << 10
 REPLY_PATIENCE = 30.0
 CLOSE_PATIENCE = 1.0
 
+_LOOK_SECONDS = 0.25  # how often to look whether a client has gone that waits for an answer
 _CHUNK = 64 << 10
 _PLENTY = 1 << 20
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: unix(7)
@@ -128,7 +131,25 @@ class _Client:
             return {}
         if not self._negotiated:
             raise CommandError("Expecting capabilities negotiation with 'qmp_capabilities'", "CommandNotFound")
-        return await self._commands.execute(request)
+        work = self._commands.execute(request)
+        return await (self._while_here(work) if request.name in FOR_CALLER else work)
+
+    async def _while_here(self, work: Coroutine[Any, Any, object]) -> object:
+        """Carry a command out, unless the client goes: both halves of its connection are closed then."""
+        task = asyncio.ensure_future(work)
+        look = select.poll()
+        look.register(self._writer.get_extra_info("socket").fileno(), 0)  # POLLHUP is always told
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=_LOOK_SECONDS)
+                if self.dropped or look.poll(0):
+                    break
+        finally:
+            if not task.done():
+                task.cancel()
+        if not task.done():
+            raise StateError("the client that has asked has gone")
+        return task.result()
 
     async def _reply(self, message: dict[str, Any]) -> None:
         data = encode(message)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from ..errors import MigrationError, SdeivirtError
 from ..machine.base import Machine
 from .identity import Identity, is_dead
+from .messages import Failure
 from .pager import Pager, tell_figures
 from .postcopy import HOW_TO_RECOVER
 from .status import Progress
@@ -124,10 +125,10 @@ class PagesAhead:
             if self._next is not None:
                 self._next.channel.close()
 
-    def close(self) -> None:
-        """The VM has ended: whatever is still to come, nobody needs it."""
+    def close(self, crash: Failure | None = None) -> None:
+        """The VM has ended: whatever is still to come, nobody needs it. `crash` says why, where nobody wanted that."""
         if self._machine.state == "stopped":
-            self._pager.enough()
+            self._pager.enough(crash)
             if not self._known:
                 self._ended.wait(_NEWS)  # if the connection breaks it comes again
         with self._changed:

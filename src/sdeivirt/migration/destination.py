@@ -53,6 +53,7 @@ class Incoming:
         self._wants: Wants | None = None  # the pages that come after the guest
         self.ahead: PagesAhead | None = None  # once it runs here
         self.standstill: Standstill | None = None
+        self.crash: SdeivirtError | None = None  # what ended the guest, where that was neither itself nor a person
         self._machine: Machine
         self._progress = Progress()
         self._thread: threading.Thread | None = None
@@ -125,6 +126,11 @@ class Incoming:
         """Where the guest comes from."""
         return str(self._listener.uri) if self._listener is not None else self._wire.channel.peer
 
+    @property
+    def has_source(self) -> bool:
+        """Whether another VM's process has the guest, or has had it."""
+        return self._take_over is not None
+
     def check_settled(self) -> None:
         """Raise StateError where the source may still ask whether the guest runs here: nobody else could tell it."""
         if self._take_over is not None and self._thread is not None and self._thread.is_alive():
@@ -136,7 +142,7 @@ class Incoming:
         A guest that has run here, of which the source does not know yet, must not go on there: it may ask first.
         """
         if self.ahead is not None:
-            self.ahead.close()
+            self.ahead.close(Failure(self.crash.message, self.crash.hint) if self.crash is not None else None)
         elif self._take_over is not None and self._take_over.stage is Stage.RUNNING and self._thread is not None:
             self._thread.join(_LAST_WORDS)
         if self._take_over is not None:

@@ -84,6 +84,11 @@ class HeldInjections:
             self._gone = destination
             return tuple(held for held, _ in self._waiting)
 
+    def follow(self, destination: str) -> None:
+        """The guest that has gone is reached at another address."""
+        with self._lock:
+            self._gone = destination
+
     @property
     def gone(self) -> bool:
         """Whether the guest has left."""

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import threading
 import time
+from dataclasses import replace
 
 from ..errors import MigrationError, SdeivirtError
-from .channel import Pace
+from .channel import Interrupt, Pace, Uri
 from .detour import Held
 from .identity import Identity, dies, is_dead
-from .leaving import Leaving
+from .leaving import Leaving, SourceOptions
 from .messages import Commit, Done, Failure, Hello, Kind, LetGo, Running, Stage
 from .pageserver import ServerOptions
 from .postcopy import PagesBehind
@@ -88,7 +89,8 @@ class HandOver:
                 return
         elif connected is not None:
             connected.channel.close()
-        self._leaving.progress.update(status="completed", remaining=0, error="", hint="")
+        unneeded = self.behind.unneeded if self.behind is not None else 0
+        self._leaving.progress.update(status="completed", remaining=0, unneeded=unneeded, error="", hint="")
         self._leaving.machine.depart()
 
     def _send_behind(self, wire: Wire | None) -> bool:
@@ -102,14 +104,46 @@ class HandOver:
         self.behind = PagesBehind(machine, self._leaving.progress, how, self._leaving.destination, self._recovered)
         return self.behind.run(wire)
 
-    def _recovered(self) -> Wire:
+    def recover(self, behind: PagesBehind, uri: Uri | None, options: SourceOptions) -> None:
+        """Have `behind` connect again, perhaps elsewhere, which is remembered if the guest is found there.
+
+        Of `options` counts what concerns the connection, and without a `uri` only what is said. Raises StateError.
+        """
+        leaving, before = self._leaving, self._leaving.options
+        tls = options if uri is not None or options.tls is not None else before
+        changed = replace(
+            before,
+            tls=tls.tls,
+            tls_hostname=tls.tls_hostname,
+            insecure=options.insecure or (uri is None and before.insecure),
+            bandwidth=before.bandwidth if options.bandwidth is None else options.bandwidth,
+        )
+        old = leaving.uri
+
+        def connect(attempt: Interrupt) -> Wire:
+            leaving.uri, leaving.options = uri or old, changed
+            try:
+                wire = self._recovered(attempt)
+            except BaseException:
+                leaving.uri, leaving.options = old, before
+                raise
+            leaving.detour.follow(str(leaving.uri))
+            leaving.progress.update(uri=str(leaving.uri))
+            if changed.bandwidth is not None:
+                behind.limit(changed.bandwidth)
+            return wire
+
+        behind.recover(connect)
+
+    def _recovered(self, attempt: Interrupt | None = None) -> Wire:
         """A connection to the destination that has the guest, after one that broke. Raises MigrationError."""
-        wire = self._leaving.connect_again(_CONNECT)
+        wire = self._leaving.connect_again(_CONNECT, attempt)
         try:
             if wire.expect(Kind.HELLO, Hello).stage not in (Stage.RUNNING, Stage.SETTLED):
                 raise MigrationError("this guest does not run there", "name the place that it has gone to")
             wire.say(Kind.LET_GO, LetGo(self._held))
             wire.expect(Kind.DONE, Done)
+            wire.channel.hearing = None
         except BaseException:
             wire.channel.close()
             raise

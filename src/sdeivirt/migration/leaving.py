@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import MigrationError, UsageError
 from ..machine.base import Machine
-from .channel import TlsCredentials, Uri, connect
+from .channel import Interrupt, TlsCredentials, Uri, connect
 from .description import CONFIGURATION, Configuration
 from .detour import HeldInjections
 from .identity import Identity
@@ -125,12 +125,16 @@ class Leaving:
             self.progress.update(downtime=stood)
         self.detour.stay(machine)
 
-    def connect_again(self, limit: float) -> Wire:
-        """Another connection to the destination, which is asked how far it has got. Raises ChannelError."""
+    def connect_again(self, limit: float, attempt: Interrupt | None = None) -> Wire:
+        """Another connection to the destination, which is asked how far it has got. Raises ChannelError.
+
+        `attempt` ends it, as long as that is what the channel hears.
+        """
         options = self.options
-        channel = connect(self.uri, options.credentials(), options.insecure, limit)
+        channel = connect(self.uri, options.credentials(), options.insecure, limit, attempt)
         channel.stall = self.stopped_stall
         wire = Wire(channel, "the destination")
+        channel.hearing = attempt
         try:
             wire.say(Kind.HELLO, Hello(self.migration, f"sdeivirt {__version__}", Identity.ours(), asks=True))
         except BaseException:

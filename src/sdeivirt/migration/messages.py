@@ -28,6 +28,8 @@ Post-copy leaves the last pages out, says LACK (which they are) before DESC, and
                                              <--  HAVE  everything is here
     HAVE  farewell                           -->
 
+HAVE from there tells, too, that the guest has ended or was reset, and needs no more; FAIL that it is lost.
+
 After a broken connection it begins again with HELO, LETG, DONE, LACK.
 
 ERLY and the second REDY are left out where the first REDY says that all stands. A file holds what

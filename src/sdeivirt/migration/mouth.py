@@ -11,9 +11,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+import msgspec
+
 from ..errors import SdeivirtError
 from .lacking import Got, pack_wants
-from .messages import Kind
+from .messages import Failure, Kind
 from .wants import Wants
 from .wire import Wire
 
@@ -23,7 +25,7 @@ _PATIENCE = 1.0  # seconds for a last word to be finished
 
 
 class Mouth:
-    """Says WANT, GOT and HAVE on a wire. Any thread may call any method; only :meth:`close` blocks."""
+    """Says WANT, GOT, and HAVE or FAIL on a wire. Any thread may call any method; only :meth:`close` blocks."""
 
     def __init__(self, wire: Wire, wants: Wants) -> None:
         self._wire = wire
@@ -34,6 +36,7 @@ class Mouth:
         self._closed = False
         self._got: deque[Got] = deque(maxlen=1)  # only the last one is news
         self._have = False
+        self._crash: Failure | None = None  # said instead
         self._bell = threading.Event()  # something was left to our own thread
         self.error: BaseException | None = None  # why nothing more can be said
         self._thread = threading.Thread(target=self._run, name="pager", daemon=True)
@@ -44,8 +47,9 @@ class Mouth:
         self._got.append(got)
         self.speak()
 
-    def have(self) -> None:
-        """Tell that nothing is lacking, or needed: the last word."""
+    def have(self, crash: Failure | None = None) -> None:
+        """Tell that nothing is lacking, or needed, or that the guest is lost: the last word."""
+        self._crash = crash
         self._have = True
         self.speak()
 
@@ -102,6 +106,6 @@ class Mouth:
             return Kind.GOT, self._got.popleft().pack()
         if self._have or self._wants.forgotten:
             self._silent = True
-            return Kind.HAVE, b""
+            return (Kind.FAILURE, msgspec.msgpack.encode(self._crash)) if self._crash is not None else (Kind.HAVE, b"")
         runs = self._wants.take()
         return (Kind.WANT, pack_wants(runs)) if runs else None

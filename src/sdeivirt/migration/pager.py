@@ -11,7 +11,7 @@ from ..machine.base import PAGE_SIZE, Machine
 from .channel import ChannelCancelledError, ChannelStalledError
 from .frames import Frame, damaged
 from .lacking import Got, pack_map, read_gift
-from .messages import Kind
+from .messages import Failure, Kind
 from .mouth import Mouth
 from .pages import PLAIN, SAME, SKIPPED, ZERO, read_pages, read_zeroes
 from .status import Progress
@@ -51,6 +51,7 @@ class Pager:
         self._lock = threading.Lock()  # of the next two
         self._mouth: Mouth | None = None  # on a connection on which it is known what is lacking
         self._enough = False  # nobody needs what is still to come
+        self._crash: Failure | None = None  # the guest is lost, therefore
 
     def run(self, wire: Wire) -> None:
         """Until no page is lacking, or needed (enough() was called, the guest was reset), and the other side knows.
@@ -67,7 +68,7 @@ class Pager:
         with self._lock:
             self._mouth = mouth
             if self._enough:
-                mouth.have()
+                mouth.have(self._crash)
 
         def hurry() -> None:
             if threading.get_ident() != taker:  # who takes pages asks for all of that at once, a little later
@@ -105,12 +106,15 @@ class Pager:
         """How many pages have come as their bytes, as zeroes, and as the same as another."""
         return self._plain, self._zero, self._same
 
-    def enough(self) -> None:
-        """Nobody needs the pages any more that are still to come: have :meth:`run` say so. From another thread."""
+    def enough(self, crash: Failure | None = None) -> None:
+        """Nobody needs the pages any more that are still to come: have :meth:`run` say so. From another thread.
+
+        `crash`: the guest is lost, and why.
+        """
         with self._lock:
-            self._enough = True
+            self._enough, self._crash = True, crash
             if self._mouth is not None:
-                self._mouth.have()
+                self._mouth.have(crash)
 
     def _farewell(self, wire: Wire, mouth: Mouth) -> None:
         wire.channel.stall = _FAREWELL

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from ..errors import MigrationError
 from ..machine.base import PAGE_SIZE
-from .channel import ChannelStalledError, Pace
+from .channel import ChannelCancelledError, ChannelStalledError, Pace
 from .frames import damaged
 from .lacking import Got, read_got, read_wants, runs
 from .messages import Kind
@@ -102,8 +102,12 @@ class PageServer:
             while (job := self._job()) is not None:
                 self._send(*job)
             self._wire.send(Kind.HAVE)
-        except BaseException:
+        except BaseException as error:
             channel.abort()
+            if isinstance(error, ChannelCancelledError):
+                ear.join()  # who listens has ended it, and knows why
+                if self._error is not None:
+                    raise self._error from error
             raise
         finally:
             ear.join()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 from .. import __version__
 from ..errors import MigrationError, SdeivirtError, StateError, UsageError
@@ -67,9 +66,15 @@ class Outgoing:
         return self._leaving.progress.now
 
     def cancel(self, why: str = _CANCELLED) -> None:
-        """Give up, and say `why` to the destination. Returns at once. Raises StateError where it is too late."""
+        """Give up, and say `why` to the destination; or give up connecting again for the last pages. Returns at once.
+
+        Raises StateError where it is too late.
+        """
         with self._lock:
             if self._committed:
+                if (behind := self._hand_over.behind) is not None:
+                    behind.cancel()
+                    return
                 raise StateError(
                     "the guest has been handed over: it is too late to cancel", "wait for the destination's answer"
                 )
@@ -111,14 +116,7 @@ class Outgoing:
         behind = self._hand_over.behind
         if behind is None:
             raise StateError("no pages of a guest are left here", "see `sdeivirt migrate VM --status`")
-
-        def prepare() -> None:
-            self._leaving.uri = uri or self._leaving.uri
-            self._leaving.options = replace(
-                self._leaving.options, tls=options.tls, tls_hostname=options.tls_hostname, insecure=options.insecure
-            )
-
-        behind.recover(prepare)
+        self._hand_over.recover(behind, uri, options)
 
     def run(self) -> None:
         """Move the guest. Never raises for what can go wrong with that: the status tells."""

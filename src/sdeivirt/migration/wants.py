@@ -10,10 +10,16 @@ from collections.abc import Callable
 from ..errors import UsageError
 from .lacking import MOST_RUNS, runs
 
-__all__ = ["PREFETCH", "Wants"]
+__all__ = ["PREFETCH", "Wants", "check_prefetch"]
 
 PREFETCH = 8
 _MOST_PREFETCH = 512
+
+
+def check_prefetch(prefetch: int) -> None:
+    """Raises UsageError for a group of pages that cannot be."""
+    if not 1 <= prefetch <= _MOST_PREFETCH:
+        raise UsageError(f"{prefetch} pages cannot be fetched at once", f"1 to {_MOST_PREFETCH} can")
 
 
 class Wants:
@@ -25,8 +31,7 @@ class Wants:
 
     def __init__(self, lacking: bytearray, prefetch: int = PREFETCH) -> None:
         """Keeps the map. Raises UsageError for a group that cannot be."""
-        if not 1 <= prefetch <= _MOST_PREFETCH:
-            raise UsageError(f"{prefetch} pages cannot be fetched at once", f"1 to {_MOST_PREFETCH} can")
+        check_prefetch(prefetch)
         self._prefetch = prefetch
         self._lock = threading.Lock()
         # All that follows is guarded by it.
