@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
@@ -312,6 +313,31 @@ def test_what_is_asked_for_overtakes_the_rest() -> None:
         while (frame := other.wire.next()).kind != Kind.GIVE:
             size += len(frame.payload)
         assert size <= 2 << 20  # of 64 MiB
+
+
+def test_a_link_that_becomes_slow_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pieces are under way, and then hardly any may be: the last bytes of a piece are told of with what follows."""
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("sdeivirt.migration.pageserver.time", clock)
+    now = 0.0
+    ram = random.Random(11).randbytes(1 << 20) * 64
+    pages = len(ram) // PAGE_SIZE
+    lacking = bytearray(int(page % 4 != 0) for page in range(pages))
+    expected = lacking.count(1)
+    with serving(ram, lacking, ServerOptions()) as (other, ended):
+        found = told = taken = 0
+        while found < expected:
+            frame = other.wire.next()
+            assert frame.kind == b"PAGE"
+            found += struct.unpack_from("<QI", frame.payload)[1]
+            taken += len(frame.payload)
+            if taken - told >= 32 << 10:  # as a pager does
+                told = taken
+                other.wire.send(Kind.GOT, Got(taken).pack())
+                now += found > expected // 2
+        other.wire.send(Kind.HAVE)
+        assert other.wire.next().kind == Kind.HAVE
+        ended()
 
 
 def test_the_rest_goes_on_behind_what_was_asked_for() -> None:

@@ -33,6 +33,7 @@ __all__ = ["PageServer", "ServerOptions", "Served"]
 
 _PIECE = 64  # pages that are sent at once, at most
 _LEAST, _MOST = 128 << 10, 16 << 20  # bytes of the rest that are under way
+_UNHEARD = 32 << 10  # bytes that the other side may have taken without telling, at most: see pager.py
 _QUEUE = 0.0001  # seconds that a queue may take, and a quarter of the time that there is without one
 
 
@@ -160,7 +161,7 @@ class PageServer:
         options, left = self._options, self._left
         if not options.rest or not self.served.left:
             return [], None
-        if self._rest_bytes and self._rest_bytes + (1 << 15) > self._limit:
+        if self._rest_bytes and self._rest_bytes + _UNHEARD > self._limit:
             return [], None
         room = max(1, min(_PIECE, (self._limit // 4) // PAGE_SIZE))
         if options.pace is not None:
@@ -201,10 +202,16 @@ class PageServer:
             buffers += self._wire.writer.frame(kind, *parts)
         now = time.monotonic()
         with self._changed:
-            self._sent += size
-            if not asked:
-                self._under_way.append((self._sent, size, now))
+            if asked:
+                self._sent += size
+            else:
                 self._rest_bytes += size
+                # In parts no larger than what may be unheard of. Were it one, and the limit had become less than it,
+                # then both sides would wait: the other one to take more before it tells, and we to be told.
+                for at in range(0, size, _UNHEARD):
+                    part = min(_UNHEARD, size - at)
+                    self._sent += part
+                    self._under_way.append((self._sent, part, now))
             self.served.plain += plain
             self.served.zero += zero
         self._options.link.sent(size)
