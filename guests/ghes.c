@@ -12,7 +12,8 @@
  *	h, k	hold in the handler until g, before or after acknowledging
  *	m, u	mask, unmask the PEs					d, e	disable, enable the events
  *	x, y	unregister, register the events				0, 1	CPU 1 off, on
- *	r	reset the system					q	end
+ *	o	turn CPU 1 off in the handler, before reading		r	reset the system
+ *	q	end
  */
 #include "acpi.h"
 #include "sdei.h"
@@ -204,6 +205,8 @@ u64 sdei_handler(struct sdei_frame *f)
 		}
 		if (way == 'h')
 			hold(cpu, i);
+		if (way == 'o' && cpu->index == 1)
+			psci(PSCI_CPU_OFF, 0);
 		if (take(s, cpu))
 			acknowledge(s);
 		if (way == 'k')
@@ -292,6 +295,7 @@ static void obey(struct cpu *cpu, int key)
 	case 'l':
 	case 'h':
 	case 'k':
+	case 'o':
 		go = false;
 		way = key;
 		break;

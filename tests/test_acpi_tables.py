@@ -17,6 +17,7 @@ from sdeivirt.cpu import affinity_of_index
 from sdeivirt.machine import MachineConfig
 from sdeivirt.machine.qemu.acpi import AcpiPlaces, error_windows, hand_over
 from sdeivirt.ras.sources import MAX_SOURCES, STANDARD_EVENTS, STANDARD_SOURCES, ErrorSource
+from sdeivirt.ras.status_block import MAX_SECTIONS
 from sdeivirt.sdei import EventDefinition
 from sdeivirt.smccc.ids import Conduit
 from sdeivirt.tables.acpi import AcpiTables, aml, asl, make_tables
@@ -194,7 +195,7 @@ def test_hest_names_each_source_its_window_and_its_event() -> None:
         assert u(entry, 4, 2) == 0xFFFF  # related to none
         assert entry[7] == 1  # enabled
         assert u(entry, 8, 4) >= 1
-        assert u(entry, 12, 4) >= 1
+        assert u(entry, 12, 4) == MAX_SECTIONS
         assert (entry[20], entry[21], entry[22], entry[23], u(entry, 24, 8)) == (0, 64, 0, 4, window.pointer)
         assert (entry[32], entry[33]) == (11, 28)  # notified by SDEI
         assert u(entry, 40, 4) == source.event

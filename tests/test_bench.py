@@ -87,3 +87,9 @@ def test_rows_say_whether_a_target_is_met() -> None:
     assert Row("a", 3.0, "x", 1, 1, target=2, at_least=True).met
     assert Row("a", 3.0, "x", 1, 1).met is None
     assert "MISSED" in render([Row("a", 3.0, "x", 1, 1, target=2)])
+    assert render([Row("a", 3.0, "x", 1, 4, remark="why not")]).endswith("why not")
+
+
+def test_ranges_can_be_read_below_zero_and_of_one_round() -> None:
+    assert "-5.68 to 1.00" in render([Row("a", -2.0, "%", -5.68, 1.0)])
+    assert render([Row("a", -5.68, "%", -5.68, -5.68)]).splitlines()[1].split() == ["a", "-5.68", "%"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -185,6 +186,18 @@ def test_names_of_running_vms_complete(
     assert {"one", "two"} <= set(capsys.readouterr().out.split())
 
 
+def test_guests_and_where_to_listen_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.elf").touch()
+    assert main(["__complete", "run", "--guest", ""]) == 0
+    assert {"tasks", "writer", "ghes"} <= set(capsys.readouterr().out.split())
+    assert main(["__complete", "run", "--guest", f"{tmp_path}/m"]) == 0
+    assert f"{tmp_path}/mine.elf" in capsys.readouterr().out.split()
+    assert main(["__complete", "run", "--incoming", ""]) == 0
+    assert {"tcp:", "unix:", "file:"} <= set(capsys.readouterr().out.split())
+    assert main(["__complete", "serve", "guest", ""]) == 0
+    assert {"tcp:", "unix:"} == {each for each in capsys.readouterr().out.split() if each.endswith(":")}
+
+
 # -- the whole
 
 
@@ -217,6 +230,33 @@ sys.exit(code)
 
 
 @pytest.mark.process
+@pytest.mark.process
+@pytest.mark.parametrize("when", ["while modules are loaded", "when all is done"])
+def test_ctrl_c_leaves_no_traceback(when: str, tmp_path: Path) -> None:
+    code = """
+import atexit, os, signal, sys
+import sdeivirt.__main__ as command
+def type_it(): os.kill(os.getpid(), signal.SIGINT)
+class Loading:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cyclopts": type_it()
+if sys.argv.pop() == "while modules are loaded":
+    sys.meta_path.insert(0, Loading())
+else:
+    atexit.register(type_it)
+sys.exit(command.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version", when],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.stderr == ""
+    assert done.returncode == (0 if when == "when all is done" else -signal.SIGINT)
+
+
 def test_inject_loads_neither_the_engine_nor_the_service(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LOADED, "inject", "vm", "0"],

@@ -40,7 +40,7 @@ from sdeivirt.ras.cper import (
     make_block,
     render,
 )
-from sdeivirt.ras.window import BLOCK_SIZE
+from sdeivirt.ras.status_block import BLOCK_SIZE, MAX_SECTIONS, is_fatal
 
 from .cper_support import UNKNOWN, Bytes, blocks, details, everything, records
 
@@ -443,6 +443,18 @@ def test_what_a_report_can_be_told() -> None:
     assert section_of.device == device
 
 
+def test_a_pcie_device_is_named_by_its_address() -> None:
+    device = PcieDevice(vendor_id=1, device_id=2)
+    assert device.at("00:1f.3") == replace(device, device=0x1F, function=3)
+    assert device.at("0A0b:c0:02.0") == replace(device, segment=0x0A0B, bus=0xC0, device=2)
+    made = make_block("pcie", Severity.CORRECTED, device=device, at="03:00.0").entries[0].section
+    assert isinstance(made, PcieSection)
+    assert made.device == replace(device, bus=3)
+    for wrong in ("", "1", "00:20.0", "00:01.8", "00:01", "g0:01.0", "00:01.0 ", "10000:00:01.0"):
+        with pytest.raises(CperError, match="no PCIe device"):
+            device.at(wrong)
+
+
 def test_what_a_processor_error_says() -> None:
     assert render(make_block("processor", Severity.RECOVERABLE, address=0, part="bus")) == [
         "event severity: recoverable",
@@ -482,7 +494,7 @@ def test_what_a_pcie_error_says() -> None:
         "  port_type: 4, root port",
         "  version: 3.0",
         "  command: 0x0106, status: 0x0010",
-        "  device_id: 0000:00:01.0",
+        "  device_id: 0000:00:1f.0",
         "  slot: 1",
         "  secondary_bus: 0x01",
         "  vendor_id: 0x1b36, device_id: 0x000c",
@@ -634,3 +646,14 @@ def test_plain_values() -> None:
     plain = describe(record)
     assert plain["timestamp"] == {"time": "2026-01-02 00:00:00", "precise": True}
     assert plain["sections"][0]["section"] == {"kind": "unknown", "guid": str(UNKNOWN), "data": "ff"}
+
+
+def test_a_block_has_room_for_so_many_sections() -> None:
+    empty = DataEntry(section=UnknownSection(UNKNOWN, b""), severity=Severity.CORRECTED, revision=0x201)
+    assert len(StatusBlock(severity=Severity.CORRECTED, entries=(empty,) * MAX_SECTIONS).encode()) <= BLOCK_SIZE
+    assert len(StatusBlock(severity=Severity.CORRECTED, entries=(empty,) * (MAX_SECTIONS + 1)).encode()) > BLOCK_SIZE
+
+
+@pytest.mark.parametrize("severity", Severity)
+def test_a_fatal_block_is_known_without_taking_it_apart(severity: Severity) -> None:
+    assert is_fatal(make_block("memory", severity).encode()) == (severity is Severity.FATAL)

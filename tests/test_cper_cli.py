@@ -48,6 +48,7 @@ def test_every_severity_of_every_kind(severity: str, tmp_path: Path) -> None:
     for words, block in (
         (["memory"], make_block("memory", level)),
         (["pcie", "--address", "4096"], make_block("pcie", level, address=4096)),
+        (["pcie", "--device", "0000:03:02.1"], make_block("pcie", level, at="03:02.1")),
         (
             ["processor", "--part", "bus", "--mpidr", "0x80000101", "--midr", "0x413fd0c1"],
             make_block("processor", level, part="bus", mpidr=0x8000_0101, midr=0x413F_D0C1),
@@ -116,6 +117,8 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         (("encode", "memory", *fatal, "--address", f"{1 << 64:#x}"), "no physical address"),
         (("encode", "memory", *fatal, "--part", "tlb"), "no --part"),
         (("encode", "pcie", *fatal, "--mpidr", "0"), "no --part"),
+        (("encode", "memory", *fatal, "--device", "00:01.0"), "not in a PCIe device"),
+        (("encode", "pcie", *fatal, "--device", "1"), "no PCIe device is at '1'"),
         (("encode", "processor", *fatal, "--midr", f"{1 << 64}"), "midr"),
         (("encode", "memory", *fatal, "--fru-text", "x" * 21), "up to 20 characters"),
         (("encode", "memory", *fatal, "-o", str(tmp_path / "no" / "file")), "cannot write"),

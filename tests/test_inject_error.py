@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from sdeivirt.control.client import VmClient
-from sdeivirt.errors import BusyError, NotRegisteredError, StateError, TimeLimitError, UnknownVmError, UsageError
+from sdeivirt.errors import (
+    BusyError,
+    EnvironmentUnavailableError,
+    NotRegisteredError,
+    StateError,
+    TimeLimitError,
+    UnknownVmError,
+    UsageError,
+)
 from sdeivirt.ras.cper import KINDS, Kind, Severity, make_block
 from sdeivirt.ras.outcome import REASONS, Outcome
 
@@ -118,6 +127,15 @@ def test_a_record_is_reported_as_it_is(shared: VmProcess, tmp_path: Path) -> Non
     assert "itself" in inject(vm, "memory", "--severity", "fatal", "--record", str(record), code=2).stderr
 
 
+def test_an_error_of_the_processor_names_the_one_that_is_told(runtime: Path) -> None:
+    with ghes(runtime, "--error-source", "0x330:private", vcpus=2) as vm:
+        vm.wait_out("ready: CPU#1")
+        for vcpu in (0, 1):
+            inject(vm, "processor", "--severity", "corrected", "--vcpu", str(vcpu))
+            # Where a memory error has its address, one of the processor has MPIDR.
+            vm.wait_out(f"address {0x8000_0000 + vcpu:#x}, CPU#{vcpu}")
+
+
 def test_the_page_of_a_process_is_found(shared: VmProcess) -> None:
     vm = shared
     with VmClient("vm") as client:
@@ -194,7 +212,7 @@ def test_ctrl_c_calls_off_a_report_that_waits(shared: VmProcess) -> None:
         waiting.send_signal(signal.SIGINT)
         assert waiting.communicate(timeout=LIMIT) == ("", "")
         assert waiting.returncode == 130
-        wait_until(lambda: client.status().error_sources[0].queued == 0)
+        assert client.status().error_sources[0].queued == 0
         client.resume()
         assert client.status().error_sources[0].reported == before
 
@@ -213,6 +231,47 @@ def test_a_report_is_called_off_by_its_tag(shared: VmProcess) -> None:
         assert "called off" in answer["error"]["desc"]
         assert first.execute("inject-error", block=block, tag="mine")["return"]["outcome"] == "acknowledged"
         assert second.execute("withdraw-error", tag="mine") == {"withdrawn": False}
+
+
+def test_a_client_that_dies_calls_its_report_off(shared: VmProcess) -> None:
+    with VmClient("vm") as client:
+        client.pause()
+        before = client.status().error_sources[0].reported
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "sdeivirt", "inject-error", "vm", *MEMORY],
+            env=environment(shared.runtime),
+        )
+        wait_until(lambda: client.status().error_sources[0].queued == 1)
+        waiting.kill()
+        waiting.wait(LIMIT)
+        wait_until(lambda: client.status().error_sources[0].queued == 0)
+        client.resume()
+        assert client.status().error_sources[0].reported == before
+
+
+def test_a_client_that_has_said_all_it_had_to_say_is_answered(shared: VmProcess) -> None:
+    with VmClient("vm") as other, Qmp(shared.socket) as client:
+        other.pause()
+        block = base64.b64encode(CORRECTED).decode()
+        client.send(json.dumps({"execute": "inject-error", "arguments": {"block": block}}).encode())
+        client.socket.shutdown(socket.SHUT_WR)
+        wait_until(lambda: other.status().error_sources[0].queued == 1)
+        other.resume()
+        while "event" in (answer := client.receive()):
+            pass
+        assert answer["return"]["outcome"] == "acknowledged"
+
+
+def test_a_client_that_waits_in_vain_calls_its_report_off(shared: VmProcess) -> None:
+    with VmClient("vm") as other, VmClient("vm") as client:
+        other.pause()
+        before = other.status().error_sources[0].reported
+        client._patience = 0.5 - 30  # it gives up before the VM has to answer
+        with pytest.raises(EnvironmentUnavailableError):
+            client.inject_error(CORRECTED, limit=30)
+        wait_until(lambda: other.status().error_sources[0].queued == 0)
+        other.resume()
+        assert other.status().error_sources[0].reported == before
 
 
 # -- a source that is busy
@@ -329,7 +388,7 @@ def test_a_guest_that_resets_is_told_of(runtime: Path) -> None:
         vm.wait_err("an error that was queued for source 0: the guest was reset before the error was reported")
         vm.wait_out("ready: CPU#0", 2)
         (source, _) = client.status().error_sources
-        assert (source.reported, source.lost, source.queued) == (1, 1, 0)
+        assert (source.reported, source.lost, source.queued) == (1, 2, 0)
         assert client.inject_error(CORRECTED).outcome == "acknowledged"
 
 
@@ -382,6 +441,9 @@ def test_one_client_that_waits_does_not_hold_up_another(shared: VmProcess) -> No
         ({"kind": "memory", "severity": "corrected", "threshold-exceeded": 1}, "must be true or false"),
         ({"block": "AAAA", "kind": "memory"}, "a block says itself"),
         ({"block": "!"}, "not in base64"),
+        ({"kind": "memory", "severity": "corrected", "device": "00:01.0"}, "not in a PCIe device"),
+        ({"kind": "pcie", "severity": "corrected", "device": "1"}, "no PCIe device is at '1'"),
+        ({"kind": "processor", "severity": "corrected", "vcpu": 1}, "no vCPU 1"),
         ({"block": "AAAA"}, "3 bytes are no error status block"),
         ({"block": base64.b64encode(bytes(4097)).decode()}, "4097 bytes are no error status block"),
     ],
@@ -419,8 +481,8 @@ def test_a_guest_finds_the_sources_that_run_was_told_of(runtime: Path) -> None:
         status = cli(runtime, "status", "vm").stdout.splitlines()
         rows = [line.split() for line in status[status.index("Error sources") + 2 :]]
         assert rows[:2] == [
-            ["0", "0x331", "version", "1", "1", "1", "0", "0", "free"],
-            ["9", "0x330", "version", "2", "1", "1", "0", "0", "free"],
+            ["0", "0x331", "shared", "normal", "version", "1", "1", "1", "0", "0", "free"],
+            ["9", "0x330", "private", "critical", "version", "2", "1", "1", "0", "0", "free"],
         ]
 
 
@@ -432,6 +494,8 @@ def test_a_guest_finds_the_sources_that_run_was_told_of(runtime: Path) -> None:
     [
         ((), "nothing is said of the error"),
         (("memory",), "--severity"),
+        ((*MEMORY, "--timeout", "1e300"), "cannot wait for 1e+300 seconds"),
+        ((*MEMORY, "--device", "00:01.0"), "--device"),
         (("disk", "--severity", "fatal"), "disk"),
         (("memory", "--severity", "bad"), "bad"),
         ((*MEMORY, "--process", "1"), "both named"),

@@ -229,7 +229,11 @@ def test_the_module_goes_and_comes_while_tasks_wait(linux: Faulting) -> None:
 
 @pytest.mark.linux
 def test_more_faults_than_slots_are_refused() -> None:
-    with Faulting(vcpus=1, module="slots=1 refuse=0") as linux:
+    with Faulting(vcpus=1, module=None) as linux:
+        for slots in (0, 65):
+            assert "no such number" in linux.sh(f"insmod /lib/sdei_async_pf.ko slots={slots} || echo no such number")
+        assert "cspin=" in linux.sh("pagework help || true")
+        linux.sh("insmod /lib/sdei_async_pf.ko slots=1 refuse=0")
         expected = linux.checksums(**WORK)
         linux.prepare(**WORK)
         with Store(linux.machine, 0.004) as store:

@@ -61,3 +61,10 @@ def test_we_say_what_linux_prints(kernel: str) -> None:
             source, *lines = printed(linux, number, len(expected) + 1)
             assert source == "Hardware error from APEI Generic Hardware Error Source: 0"
             assert lines == expected
+        # The last one is on the console alone: nobody can ask the kernel any more.
+        fatal = StatusBlock(severity=Severity.FATAL, entries=entries(Severity.FATAL))
+        assert linux.machine.errors.submit(fatal.encode(), 0).result(20).outcome == "panicked"
+        linux.ends()
+        source, *lines = re.findall(rf"\{{{len(reports) + 1}\}}\[Hardware Error\]: (.*)", linux.text.replace("\r", ""))
+        assert source == "Hardware error from APEI Generic Hardware Error Source: 0"
+        assert lines == render(fatal, old_aer=old)

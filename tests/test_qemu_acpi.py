@@ -194,6 +194,26 @@ def test_without_an_its_the_madt_has_none() -> None:
     assert gone[HEADER:] == MADT[:32] + MADT[52:]
 
 
+def test_what_concerns_other_files_is_left_as_it_is() -> None:
+    """A TPM's table points to its log, for which the guest's firmware finds a place."""
+    log, at = "etc/tpm/log", 0x40
+    found = files(more=3)
+    start = found.tables.index(b"XTRA")
+    commands = [found.loader[i : i + 128] for i in range(0, len(found.loader), 128)]
+    total_of_table = commands.index(total(TABLES, start + 9, start, HEADER + 1))
+    commands[total_of_table:total_of_table] = [allocate(log, 64, 1), pointer(TABLES, log, start + HEADER, 1)]
+    commands += [pointer(log, TABLES, 8), total(log, 0, 0, 4)]
+    script = b"".join(commands)
+    after = extend(TableFiles(found.rsdp, found.tables, script), OURS, Conduit.HVC)
+    for command in (allocate(log, 64, 1), commands[-2], commands[-1]):
+        assert command in after.loader
+    mine = after.loader.replace(commands[-2], bytes(128)).replace(commands[-1], bytes(128))
+    memory = carried_out(TableFiles(after.rsdp, after.tables, mine), {RSDP: BASE, TABLES: BASE + 64, log: at})
+    tables = walk({BASE: memory[RSDP], BASE + 64: memory[TABLES]}, BASE)
+    (own, *_) = (table for table in tables if table.startswith(b"XTRA"))
+    assert own[HEADER] == ord("x") + at
+
+
 def test_tables_that_do_not_fit_are_no_tables() -> None:
     size = len(files(room=0).tables)
     with pytest.raises(EnvironmentUnavailableError, match="no room for further tables in"):

@@ -68,6 +68,9 @@ def test_firmware_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentUnavailableError, match="booting by UEFI needs EDK2") as caught:
         find_firmware(tmp_path / "none.fd")
     assert "apt-get install qemu-efi-aarch64" in str(caught.value.hint)
+    for strange in (tmp_path / ("x" * 300), Path("a\0b"), tmp_path):
+        with pytest.raises(EnvironmentUnavailableError, match="is no file"):
+            find_firmware(strange)
     path = tmp_path / "big.fd"
     with path.open("wb") as file:
         file.truncate((64 << 20) + 1)

@@ -211,8 +211,8 @@ def test_a_vcpu_that_goes_off_and_comes_back_gets_what_it_has_not_read() -> None
         later = ghes.machine.inject_error_later(CORRECTED, 0, 1, limit=LIMIT)
         ghes.comes_to("unread")
         ghes.key("0")
-        ghes.comes_to("unregistered")
-        with pytest.raises(NotRegisteredError):
+        ghes.comes_to("offline")
+        with pytest.raises(NotRegisteredError, match="vCPU 1 is off"):
             ghes.machine.inject_error(CORRECTED, 0, 1)
         ghes.key("a")
         ghes.key("1")
@@ -220,7 +220,67 @@ def test_a_vcpu_that_goes_off_and_comes_back_gets_what_it_has_not_read() -> None
         assert (outcome.outcome, outcome.vcpu) == ("acknowledged", 1)
 
 
+@pytest.mark.parametrize(("hold", "free", "waits"), [("m", "u", "masked"), ("d", "e", "disabled")])
+def test_an_event_that_is_lost_after_the_time_is_over_is_injected_again(
+    ghes: Ghes, hold: str, free: str, waits: str
+) -> None:
+    ghes.key(hold)
+    is_late(ghes.machine.inject_error_later(CORRECTED, limit=SHORT), waits)
+    assert ghes.machine.cancel(STANDARD_SOURCES[0].event)
+    ghes.comes_to(waits)
+    if hold == "d":
+        ghes.key("x")
+        ghes.key("y")
+    else:
+        ghes.key(free)
+    ghes.when(lambda: ghes.source().acknowledged == 1)
+
+
+def test_a_shared_event_whose_pe_is_turned_off_in_the_handler_is_injected_again() -> None:
+    with Ghes(vcpus=2, bootargs="route=1") as ghes:
+        ghes.key("o")
+        later = ghes.machine.inject_error_later(CORRECTED, limit=LIMIT)
+        ghes.comes_to("offline")  # pending once more
+        ghes.key("a")
+        ghes.key("1")
+        acknowledged(later.result(LIMIT), vcpu=1)
+        assert len(ghes.taken(1)) == 1
+
+
 # -- ways
+
+
+def test_the_time_limit_of_a_report_begins_when_it_is_made(ghes: Ghes) -> None:
+    ghes.key("m")
+    ghes.machine.inject_error(CORRECTED, when_busy="queue")  # it has no limit, and all others are behind it
+    late = [ghes.machine.inject_error_later(block(ADDRESS + 0x1000 * i), limit=SHORT) for i in (1, 2)]
+    for each in late:
+        is_late(each, "masked")
+    ghes.key("u")
+    ghes.when(lambda: ghes.source().acknowledged == 1)
+    acknowledged(ghes.machine.inject_error(block(ADDRESS + 0x3000)))
+    assert [line.split(", ")[2] for line in ghes.taken(2)] == [f"address {ADDRESS + i:#x}" for i in (0, 0x3000)]
+
+
+def test_queued_reports_outlast_their_vcpu(caplog: pytest.LogCaptureFixture) -> None:
+    with Ghes(vcpus=2, events=(PRIVATE_EVENT,), error_sources=(ErrorSource(0, PRIVATE_EVENT.number),)) as ghes:
+        ghes.key("l")
+        for i in range(4):
+            ghes.machine.inject_error(block(ADDRESS + 0x1000 * i), 0, 1, when_busy="queue")
+        ghes.comes_to("unread")
+        ghes.key("0")
+        ghes.key("A")
+        ghes.comes_to("offline")
+        assert ghes.source().queued == 3
+        ghes.key("a")
+        acknowledged_by_0 = ghes.machine.inject_error(block(ADDRESS + 0x8000), 0, 0)  # the other vCPU need not wait
+        assert (acknowledged_by_0.outcome, acknowledged_by_0.vcpu) == ("acknowledged", 0)
+        ghes.key("1")
+        ghes.when(lambda: ghes.source().acknowledged == 5)
+        places = [line.split(", ")[2] for line in ghes.taken(5)]
+        assert places == [f"address {ADDRESS + i * 0x1000:#x}" for i in (0, 8, 1, 2, 3)]
+        assert ghes.source().lost == 0
+        assert not caplog.records
 
 
 def test_queued_reports_go_one_after_the_other(ghes: Ghes) -> None:
@@ -243,6 +303,32 @@ def test_only_so_many_can_be_queued(ghes: Ghes) -> None:
         ghes.machine.inject_error(CORRECTED, when_busy="queue")
     ghes.machine.stop()
     ghes.machine.wait(LIMIT)
+
+
+def test_where_no_thread_can_be_started_the_next_report_tries_again(
+    ghes: Ghes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        with pytest.raises(EnvironmentUnavailableError, match="new thread"):
+            ghes.machine.inject_error(CORRECTED)
+    acknowledged(ghes.machine.inject_error(CORRECTED))
+    assert ghes.source().reported == 1
+
+
+def test_what_was_called_off_takes_no_room(ghes: Ghes) -> None:
+    ghes.key("h")
+    first = ghes.machine.inject_error_later(CORRECTED, limit=LIMIT)
+    ghes.comes_to("delivered")
+    assert all(ghes.machine.inject_error_later(CORRECTED, limit=LIMIT).cancel() for _ in range(MAX_QUEUE))
+    assert ghes.source().queued == 0
+    last = ghes.machine.inject_error_later(CORRECTED, limit=LIMIT)
+    ghes.press("g")
+    acknowledged(first.result(LIMIT))
+    acknowledged(last.result(LIMIT))
 
 
 def test_a_report_that_still_waits_can_be_called_off(ghes: Ghes) -> None:
@@ -374,6 +460,30 @@ def test_a_reset_makes_an_end_of_what_was_not_read() -> None:
         acknowledged(ghes.machine.inject_error(CORRECTED))
         source = ghes.source()
         assert (source.reported, source.acknowledged, source.lost) == (2, 1, 1)
+
+
+def test_what_was_read_before_a_reset_was_acknowledged() -> None:
+    with Ghes(restart=True) as ghes:
+        ghes.key("k")
+        inside = ghes.machine.inject_error_later(CORRECTED, limit=LIMIT)
+        ghes.console.shows("holding: CPU#0")
+        ghes.press("r")
+        acknowledged(inside.result(LIMIT))
+        ghes.ready(2)
+        assert (ghes.source().acknowledged, ghes.source().lost) == (1, 0)
+
+
+def test_what_was_queued_and_is_not_reported_any_more_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    with Ghes() as ghes:
+        ghes.key("h")
+        for _ in range(4):
+            ghes.machine.inject_error(CORRECTED, when_busy="queue")
+        ghes.comes_to("delivered")
+        ghes.machine.stop()
+        ghes.machine.errors.finish()
+        assert (ghes.source().queued, ghes.source().lost) == (0, 3)
+        (told,) = (record.getMessage() for record in caplog.records)
+        assert told.startswith("4 errors that were queued for source 0: the VM has ended before the guest had read")
 
 
 def test_the_end_of_the_machine_is_the_end_of_all_reports(ghes: Ghes) -> None:

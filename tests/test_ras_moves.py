@@ -118,6 +118,37 @@ def test_a_report_that_was_not_read_moves_along(tmp_path: Path, postcopy: int | 
             assert (source.state, source.reported, source.acknowledged) == ("", 1, 1)
 
 
+def test_a_report_that_moved_along_is_announced_until_it_is_read(tmp_path: Path) -> None:
+    with Ghes() as ghes:
+        ghes.key("m")
+        held = ghes.machine.inject_error_later(CORRECTED, limit=LIMIT)
+        ghes.comes_to("masked")
+        with moved(ghes, tmp_path, SourceOptions()) as (there, console):
+            with pytest.raises(MovedError):
+                held.result(LIMIT)
+            assert there.cancel(there.config.error_sources[0].event)
+            there.type_in(b"u")
+            wait_until(lambda: "GHES 0" in console.text and console.text.endswith("\n"), console.text)
+            wait_until(lambda: there.status().error_sources[0].state == "")
+
+
+def test_what_is_queued_does_not_move_and_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Ghes() as ghes:
+        ghes.key("m")
+        for i in range(3):
+            ghes.machine.inject_error(block(ADDRESS + 0x1000 * i), when_busy="queue")
+        ghes.comes_to("masked")
+        with moved(ghes, tmp_path, SourceOptions()) as (there, console):
+            ghes.machine.errors.finish()
+            assert (ghes.source().queued, ghes.source().lost) == (0, 2)
+            told = [record.getMessage() for record in caplog.records if record.name.startswith("sdeivirt.ras")]
+            assert len(told) == 2
+            assert "2 errors that were queued for source 0: the guest has moved: the error was not reported" in told[1]
+            there.type_in(b"u")
+            wait_until(lambda: there.status().error_sources[0].state == "")
+            wait_until(lambda: console.text.count("GHES 0") == 1, console.text)
+
+
 def test_a_report_waits_while_its_guest_is_saved_and_goes_on(tmp_path: Path) -> None:
     with Ghes() as ghes:
         outgoing = Outgoing(

@@ -14,7 +14,8 @@ from sdeivirt.errors import EventFileError, UsageError
 from sdeivirt.machine import MachineConfig, open_machine
 from sdeivirt.ras.definitions import SourceDefinition, load_definitions, parse_error_source, settle, standard
 from sdeivirt.ras.sources import MAX_SOURCES, STANDARD_EVENTS, STANDARD_SOURCES, ErrorSource
-from sdeivirt.ras.window import BLOCK_SIZE, WINDOW_SIZE, Window, make_windows, windows_size
+from sdeivirt.ras.status_block import BLOCK_SIZE
+from sdeivirt.ras.window import WINDOW_SIZE, Window, make_windows, windows_size
 from sdeivirt.sdei import EventDefinition, Priority
 from sdeivirt.sdei.events import load_events
 

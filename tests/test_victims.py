@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE
-from sdeivirt.ras.victims import MAX_MARKS, Victim, find_victims, marks
+from sdeivirt.ras import victims
+from sdeivirt.ras.victims import MAX_MARKS, Victim, find_victims, find_victims_or_others, marks
 
 PAGES = 4096
 
@@ -78,7 +79,7 @@ def test_a_pattern_is_a_pid_or_names(pattern: str, pids: list[int]) -> None:
 def test_there_are_none_where_no_heart_beats() -> None:
     ram = Ram()
     ram.mark(1, 7)
-    assert len(marks(ram.memory(), ram.data_ranges())) == 1
+    assert len(list(marks(ram.memory(), ram.data_ranges()))) == 1
     assert find_victims(ram, seconds=0.05) == []
 
 
@@ -105,7 +106,7 @@ def test_only_memory_that_holds_something_is_read() -> None:
     page = PAGE_SIZE
     ram = Ram([(2 * page, 4 * page), (8 * page, 9 * page)])
     found = [ram.mark(number, number + 1) for number in range(12)]
-    assert marks(ram.memory(), ram.data_ranges()) == [found[2], found[3], found[8]]
+    assert list(marks(ram.memory(), ram.data_ranges())) == [found[2], found[3], found[8]]
 
 
 def test_what_a_guest_writes_is_taken_as_it_is_or_left() -> None:
@@ -117,12 +118,38 @@ def test_what_a_guest_writes_is_taken_as_it_is_or_left() -> None:
     whole = ram.mark(5, 7, b"x" * 32)  # no zero behind it
     nameless = ram.mark(6, 0xFFFF_FFFF, b"")
     struct.pack_into("<8s", ram.content, 7 * PAGE_SIZE, b"SDEI-RAS")  # at another place
-    assert marks(ram.memory(), ram.data_ranges()) == [whole, nameless]
+    assert list(marks(ram.memory(), ram.data_ranges())) == [whole, nameless]
 
 
-def test_a_guest_that_marks_all_of_its_memory_is_not_read_for_ever() -> None:
+def test_memory_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(victims, "_PIECE", 3 * PAGE_SIZE)
+    ram = Ram([(PAGE_SIZE, 9 * PAGE_SIZE), (11 * PAGE_SIZE, 12 * PAGE_SIZE)])
+    found = [ram.mark(number, number + 1) for number in range(12)]
+    assert list(marks(ram.memory(), ram.data_ranges())) == [*found[1:9], found[11]]
+
+
+def test_a_guest_that_marks_all_of_its_memory_hides_nobody_and_is_not_watched_for_ever() -> None:
     ram = Ram()
     for page in range(PAGES):
         ram.mark(page, page)
-    found = marks(ram.memory(), ram.data_ranges())
-    assert [victim.pid for victim in found] == list(range(MAX_MARKS))
+    last = ram.mark(PAGES - 1, 7, b"last")
+    with ram.beating(*range(0, PAGES, 512), PAGES - 1):
+        assert find_victims(ram, "last") == [last]
+        assert [victim.pid for victim in find_victims(ram, "v*")] == [
+            pid for pid in range(0, PAGES, 512) if pid < MAX_MARKS
+        ]
+
+
+def test_others_are_named_where_nobody_is_meant() -> None:
+    ram = Ram()
+    one, other = ram.mark(1, 7, b"db"), ram.mark(2, 8, b"web")
+    with ram.beating(1, 2):
+        assert find_victims_or_others(ram, "web") == ([other], [])
+        assert find_victims_or_others(ram, "init") == ([], [one, other])
+
+
+def test_a_number_without_end_is_nobodys_pid() -> None:
+    ram = Ram()
+    ram.mark(1, 7)
+    with ram.beating(1):
+        assert find_victims(ram, "9" * 5000) == []

@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sdeivirt completion`."""
+"""`sdeivirt completion`, and what completes some arguments."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["completion"]
+from .options import complete_files
+
+if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
+
+__all__ = ["complete_guests", "complete_listeners", "completion"]
+
+
+def complete_listeners(context: CompletionContext) -> list[str]:
+    """Where one can listen: tcp:, and unix: with the paths there are."""
+    scheme, colon, path = context.incomplete.partition(":")
+    if not colon:
+        return ["tcp:", "unix:"]
+    return [f"{scheme}:{each}" for each in complete_files(path)] if scheme == "unix" else []
+
+
+def complete_guests(context: CompletionContext) -> list[str]:
+    """The guests that come with us, and files."""
+    from ..guests import GUESTS
+
+    return [*GUESTS, *complete_files(context.incomplete)]
 
 
 # bash breaks words at colons, and what it has found is only put in the place of the last piece.

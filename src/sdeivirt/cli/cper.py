@@ -12,19 +12,16 @@ from cyclopts import App, Parameter
 
 from ..errors import UsageError
 from ..files import read_regular
+from .binary import STANDARD, Output, write_binary
 from .options import Json, Number
 
 __all__ = ["app"]
 
 app = App(name="cper", help="Read and write reports of hardware errors (UEFI's CPER, ACPI's error status blocks).")
 
-_STANDARD = "-"
 _TOO_BIG = "a report is some KiB"
 
 Input = Annotated[Path, Parameter(allow_leading_hyphen=True)]
-Output = Annotated[
-    Path | None, Parameter(alias="-o", allow_leading_hyphen=True, help="The file to write; - is standard output.")
-]
 
 
 def _read(path: Path) -> bytes:
@@ -32,24 +29,12 @@ def _read(path: Path) -> bytes:
     from ..ras.cper import MAX_SIZE, CperError
 
     hint = "name a file with a report: an error status block, or an error record"
-    if str(path) == _STANDARD:
+    if path == STANDARD:
         data = sys.stdin.buffer.read(MAX_SIZE + 1)
         if len(data) > MAX_SIZE:
             raise CperError(f"standard input has more than {MAX_SIZE >> 20} MiB", _TOO_BIG)
         return data
     return read_regular(path, MAX_SIZE, CperError, hint, _TOO_BIG)
-
-
-def _write(data: bytes, output: Path | None) -> None:
-    if output is None and sys.stdout.isatty():
-        raise UsageError("a binary report is nothing for a terminal", "name a file with -o FILE, or insist with -o -")
-    if output is None or str(output) == _STANDARD:
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file") from error
 
 
 @app.command
@@ -84,6 +69,7 @@ def encode(
     part: Literal["cache", "tlb", "bus"] = "cache",
     mpidr: Number | None = None,
     midr: Number | None = None,
+    device: str | None = None,
     fru_text: str | None = None,
     output: Output = None,
 ) -> None:
@@ -105,6 +91,8 @@ def encode(
         Which processor it is.
     midr
         Of which make it is.
+    device
+        Which PCIe device it is: bus, device and function, such as 00:02.0.
     fru_text
         The name of the part that can be replaced, up to 20 characters.
     """
@@ -112,6 +100,8 @@ def encode(
 
     if kind != "processor" and (mpidr is not None or midr is not None or part != "cache"):
         raise UsageError(f"an error of {kind} has no --part, --mpidr and --midr", "they are for processor")
+    if kind != "pcie" and device is not None:
+        raise UsageError(f"an error of {kind} is not in a PCIe device", "--device is for pcie")
     block = make_block(
         kind,
         Severity.parse(severity),
@@ -120,6 +110,7 @@ def encode(
         mpidr=mpidr,
         midr=midr,
         part=part,
+        at=device,
         fru_text=fru_text,
     )
-    _write(block.encode(), output)
+    write_binary(block.encode(), output, "report")

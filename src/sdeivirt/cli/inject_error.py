@@ -4,24 +4,20 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from ..control.client import VmClient
-from ..errors import BusyError, SdeivirtError, UsageError
+from ..errors import UsageError
 from ..files import read_regular
-from ..ras.outcome import REASONS
+from ..ras.outcome import check_limit
+from ..ras.status_block import BLOCK_SIZE, is_fatal
 from .options import Json, Number, Seconds, VmName
+from .reports import Series
 
 __all__ = ["inject_error"]
-
-_MAX_BLOCK = 0x1000
-_SEVERITY = slice(16, 20)  # of a generic error status block
-_FATAL = 1
-_REDRAW = 0.1
 
 
 def inject_error(
@@ -32,6 +28,7 @@ def inject_error(
     severity: Literal["corrected", "recoverable", "fatal", "informational"] | None = None,
     address: Number | None = None,
     process: str | None = None,
+    device: str | None = None,
     threshold_exceeded: bool = False,
     record: Path | None = None,
     source: Number = 0,
@@ -64,6 +61,9 @@ def inject_error(
     process
         Have the error in the page of a process that watches one: its pid, or its name with * and ?.
         In the Linux guest the program `victim` is such a process.
+    device
+        Have the error of pcie in this device, by bus, device and function, such as 01:00.0: Linux tries to recover it.
+        By default it is in one that is not there.
     threshold_exceeded
         Say that there were too many corrected errors: Linux takes the page out of use.
     record
@@ -86,7 +86,8 @@ def inject_error(
     """
     if list_sources:
         return _list(vm, json_)
-    arguments = _arguments(kind, severity, address, process, threshold_exceeded, record)
+    arguments = _arguments(kind, severity, address, process, device, threshold_exceeded, record)
+    check_limit(timeout)
     if count < 1:
         raise UsageError("nothing is to be reported", "give a --count of 1 or more")
     arguments |= {"source": source, "vcpu": vcpu, "when_busy": when_busy}
@@ -96,7 +97,7 @@ def inject_error(
             outcome = client.report_error(timeout, **arguments)
             print(json.dumps(outcome) if json_ else _describe(outcome))
             return 0 if outcome["outcome"] != "panicked" or fatal else 1
-        series = _Series(count, source)
+        series = Series(count, source)
         try:
             series.run(client, timeout, interval / 1000, arguments)
         finally:
@@ -111,15 +112,16 @@ def _arguments(
     severity: str | None,
     address: int | None,
     process: str | None,
+    device: str | None,
     threshold_exceeded: bool,
     record: Path | None,
 ) -> dict[str, object]:
     """What is to be reported, for the VM. Raises UsageError."""
     if record is not None:
-        if kind or severity or address is not None or process or threshold_exceeded:
+        if kind or severity or address is not None or process or device or threshold_exceeded:
             raise UsageError("a record says itself what is broken", "give --record, or a kind and --severity")
         block = read_regular(
-            record, _MAX_BLOCK, UsageError, "give a generic error status block", "it has 4 KiB at most"
+            record, BLOCK_SIZE, UsageError, "give a generic error status block", "it has 4 KiB at most"
         )
         import base64
 
@@ -132,7 +134,10 @@ def _arguments(
         )
     if address is not None and process is not None:
         raise UsageError("an address and a process were both named", "the process's page is the address")
+    if device is not None and kind != "pcie":
+        raise UsageError(f"an error of {kind} is not in a PCIe device", "leave --device out")
     given: dict[str, object] = {"kind": kind, "severity": severity, "address": address, "process": process}
+    given["device"] = device
     return given | ({"threshold_exceeded": True} if threshold_exceeded else {})
 
 
@@ -142,7 +147,7 @@ def _is_fatal(arguments: Mapping[str, object], severity: str | None) -> bool:
         return severity == "fatal"
     import base64
 
-    return int.from_bytes(base64.b64decode(block)[_SEVERITY], "little") == _FATAL
+    return is_fatal(base64.b64decode(block))
 
 
 # -- one
@@ -165,107 +170,19 @@ def _describe(outcome: Mapping[str, Any]) -> str:
     return head + "was reported and acknowledged" + took
 
 
-# -- many
-
-
-class _Series:
-    """Reports one after the other. It ends before its time where the guest does not take one, or has panicked."""
-
-    def __init__(self, count: int, source: int) -> None:
-        self._count = count
-        self._source = source
-        self.outcomes: list[dict[str, Any]] = []
-        self.refused = 0
-        self.panicked = False
-        self.failure: SdeivirtError | None = None
-        self._drawn = 0.0
-
-    def run(self, client: VmClient, timeout: float, interval: float, arguments: Mapping[str, object]) -> None:
-        """All of them. An error that ends it is in `failure`."""
-        began = time.monotonic()
-        for i in range(self._count):
-            time.sleep(max(0.0, began + i * interval - time.monotonic()))
-            try:
-                self.outcomes.append(client.report_error(timeout, **arguments))
-            except BusyError:
-                self.refused += 1
-            except SdeivirtError as error:
-                self.failure = error
-                return
-            self._draw(i + 1)
-            if self.outcomes and self.outcomes[-1]["outcome"] == "panicked":
-                self.panicked = True
-                return
-
-    def _draw(self, done: int) -> None:
-        """How far it is, on a line that is written over, where standard error is a terminal."""
-        now = time.monotonic()
-        if sys.stderr.isatty() and (now - self._drawn >= _REDRAW or done == self._count):
-            print(f"\r\x1b[K{done:,} of {self._count:,} reported", end="", file=sys.stderr, flush=True)
-            self._drawn = now
-
-    def show(self, as_json: bool) -> None:
-        """What became of them."""
-        if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        counts = {
-            what: sum(each["outcome"] == what for each in self.outcomes)
-            for what in ("acknowledged", "queued", "panicked")
-        }
-        times = sorted(each["seconds"] for each in self.outcomes if each["seconds"] is not None)
-        if as_json:
-            whole = {"source": self._source, "count": self._count, **counts, "refused": self.refused}
-            print(json.dumps(whole | {"reports": self.outcomes}))
-            return
-        said = [f"{number:,} {what}" for what, number in counts.items() if number]
-        if self.refused:
-            said.append(f"{self.refused:,} refused because the source was busy")
-        text = f"source {self._source}: of {self._count:,} reports {', '.join(said) if said else 'none was made'}"
-        if times:
-            median, most = times[len(times) // 2], times[-1]
-            text += f"; handled in {median * 1e3:.1f} ms (median), {most * 1e3:.1f} ms at most"
-        print(text, flush=True)
-
-
 # -- which there are
 
 
 def _list(vm: str, as_json: bool) -> int:
     with VmClient(vm) as client:
-        report = client.execute("query-vm")
-    sources = report.get("error_sources", [])
+        report = client.status()
     if as_json:
-        print(json.dumps(sources, indent=2))
-        return 0
-    if not sources:
+        print(json.dumps([asdict(source) for source in report.error_sources], indent=2))
+    elif report.error_sources:
+        from .output import show
+        from .sources import sources_table
+
+        show(sources_table("", report.error_sources, report.events))
+    else:
         print(f"VM {vm} has no sources of errors: it has to boot by ACPI, run --machine qemu --firmware acpi")
-        return 0
-    from .output import show, table
-
-    events = {event["number"]: event for event in report["events"]}
-    made = table(
-        "", "source", "event", "type", "priority", "GHES", "reported", "acknowledged", "lost", "queued", "state"
-    )
-    for each in sources:
-        event = events.get(each["event"], {})
-        counts = (each.get(name, 0) for name in ("reported", "acknowledged", "lost", "queued"))
-        made.add_row(
-            str(each["number"]),
-            f"{each['event']:#x}",
-            event.get("type", "-"),
-            event.get("priority", "-"),
-            f"version {each['ghes']}",
-            *map(str, counts),
-            _state(each, event),
-        )
-    show(made)
     return 0
-
-
-def _state(source: Mapping[str, Any], event: Mapping[str, Any]) -> str:
-    """In words: whether it is free, and if not, why."""
-    if source["state"]:
-        return str(REASONS.get(source["state"], source["state"]))
-    if any(handler["registered"] for handler in event.get("handlers", [])):
-        return "free"
-    return REASONS["unregistered"]

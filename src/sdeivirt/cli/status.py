@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,10 +15,10 @@ from rich.text import Text
 from ..control.client import VmClient
 from ..control.runtime import RunningVm, find_vm, running_vms
 from ..errors import SdeivirtError
-from ..machine.report import AsyncPfStatus, ErrorSourceStatus, EventStatus, HandlerReport, PeStatus, VmStatus
-from ..ras.outcome import REASONS
+from ..machine.report import AsyncPfStatus, EventStatus, HandlerReport, PeStatus, VmStatus
 from .options import Json, VmName
 from .output import flags, ranges, show, table
+from .sources import sources_table
 
 __all__ = ["status"]
 
@@ -50,11 +50,11 @@ def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = Fal
         return
     with VmClient(vm) as client:
         report = client.status()
-        moving = _moving(client)
+        now = client.execute("query-migrate")
     if json_:
         print(json.dumps(asdict(report), indent=2))
     else:
-        _show(report, not all_, moving)
+        _show(report, not all_, now)
 
 
 # -- all VMs
@@ -67,7 +67,7 @@ def _summary(vm: RunningVm) -> dict[str, object]:
     try:
         with VmClient(vm.name, _LIST_PATIENCE) as client:
             report = client.status()
-            moving = _moving(client)
+            moving = _moving(client.execute("query-migrate"))
     except SdeivirtError:
         return row | {"machine": None, "vcpus": None, "state": "does not answer", "migration": ""}
     return row | {"machine": report.machine, "vcpus": len(report.vcpus), "state": report.state, "migration": moving}
@@ -79,9 +79,13 @@ def _state(row: Mapping[str, object]) -> str:
     return f"{state}{' ' if state == 'waiting' else ', '}{migration}" if migration else str(state)
 
 
-def _moving(client: VmClient) -> str:
+def _is_lost(now: Mapping[str, Any]) -> bool:
+    """Whether the guest came before its pages, and they will never come: its VM would have ended else."""
+    return bool(now["role"] == "destination" and now["status"] == "failed")
+
+
+def _moving(now: Mapping[str, Any]) -> str:
     """What a migration that is under way does, in a few words; "" where there is none."""
-    now = client.execute("query-migrate")
     status, uri = now["status"], now["uri"]
     source = now["role"] == "source"
     file = uri.removeprefix("file:")
@@ -96,7 +100,7 @@ def _moving(client: VmClient) -> str:
             "postcopy-recover": "connecting again for its pages",
             "postcopy-paused": f"pages for {uri} are here" if source else "its pages are out of reach",
         }[status]
-    return ""
+    return "lost: some of its pages are gone" if _is_lost(now) else ""
 
 
 def _list(as_json: bool) -> None:
@@ -123,13 +127,16 @@ def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(groups.values())
 
 
-def _show(report: VmStatus, fold: bool, moving: str = "") -> None:
+def _show(report: VmStatus, fold: bool, now: Mapping[str, Any] | None = None) -> None:
+    moving = _moving(now) if now is not None else ""
     doing = f"{report.state}, {moving}" if moving else report.state
     head = (
         f"VM {report.name}: {doing}, machine {report.machine}, scheduler {report.scheduler}, "
         f"{len(report.vcpus)} vCPU{'s' * (len(report.vcpus) > 1)}, {report.memory >> 20} MiB, policy {report.policy}"
     )
     parts: list[RenderableType] = [Text(head)]
+    if now is not None and _is_lost(now):
+        parts.append(Text(f"{now['error']}: {now['hint']}"))
     if report.engine:
         parts.append(Text(", ".join(f"{name.replace('-', ' ')} {value}" for name, value in report.engine.items())))
     parts += ["", _pes(report.vcpus, fold), "", _events(report.events)]
@@ -138,7 +145,7 @@ def _show(report: VmStatus, fold: bool, moving: str = "") -> None:
     if report.async_pf:
         parts += ["", _async_pf(report.async_pf, fold)]
     if report.error_sources:
-        parts += ["", _error_sources(report.error_sources, report.events)]
+        parts += ["", sources_table("Error sources", report.error_sources, report.events)]
     for fault in report.faults:
         parts += ["", Text(fault.render(), overflow="ignore", no_wrap=True)]
     show(*parts)
@@ -169,17 +176,6 @@ def _async_pf(vcpus: list[AsyncPfStatus], fold: bool) -> Table:
         counts = (one.told, one.answered, one.refused, one.outstanding, one.ready, one.waits)
         by = {"sdei": "event", "ppi": "PPI"}.get(one.transport, "-")
         made.add_row(ranges(each.vcpu for each in group), by, *map(str, counts))
-    return made
-
-
-def _error_sources(sources: list[ErrorSourceStatus], events: list[EventStatus]) -> Table:
-    made = table("Error sources", "source", "event", "GHES", "reported", "acknowledged", "lost", "queued", "state")
-    registered = {event.number for event in events if any(handler.registered for handler in event.handlers)}
-    for one in sources:
-        counts = map(str, (one.reported, one.acknowledged, one.lost, one.queued))
-        free = "free" if one.event in registered else REASONS["unregistered"]
-        state = REASONS.get(one.state, one.state) if one.state else free
-        made.add_row(str(one.number), f"{one.event:#x}", f"version {one.ghes}", *counts, state)
     return made
 
 

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from ..errors import UsageError
+from .binary import STANDARD, Output, write_binary
 from .options import Number, Size
 
 if TYPE_CHECKING:
@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = App(name="tables", help="Write the tables that announce SDEI to a guest.")
-
-Output = Annotated[
-    Path | None, Parameter(alias="-o", allow_leading_hyphen=True, help="The file to write; - is standard output.")
-]
-
-
-def _write(data: bytes, output: Path | None) -> None:
-    if output is None and sys.stdout.isatty():
-        raise UsageError("a binary table is nothing for a terminal", "name a file with -o FILE, or insist with -o -")
-    if output is None or str(output) == "-":
-        sys.stdout.buffer.write(data)
-        return
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file") from error
 
 
 @app.command
@@ -70,9 +54,9 @@ def dt(
 
     config = MachineConfig(vcpus=vcpus, memory=memory, conduit=Conduit(conduit), bootargs=append)
     if node:
-        _write(sdei_node(config.conduit).to_dts(tabsize=8).encode("ascii"), output or Path("-"))
+        write_binary(sdei_node(config.conduit).to_dts(tabsize=8).encode("ascii"), output or STANDARD, "table")
     else:
-        _write(build(config, [affinity_of_index(i) for i in range(vcpus)]), output)
+        write_binary(build(config, [affinity_of_index(i) for i in range(vcpus)]), output, "table")
 
 
 @app.command
@@ -120,14 +104,14 @@ def acpi(
     if asl:
         from ..tables.acpi import asl as source
 
-        _write(source(vcpus).encode("ascii"), output or Path("-"))
+        write_binary(source(vcpus).encode("ascii"), output or STANDARD, "table")
         return
     tables = _machine_tables(config)
     if only is not None:
         table = tables.by_signature.get(only.upper())
         if table is None:
             raise UsageError(f"there is no table {only!r}", f"there are {', '.join(tables.by_signature)}")
-        _write(table, output)
+        write_binary(table, output, "table")
     else:
         _write_all(tables, output)
 
@@ -171,7 +155,7 @@ def _machine_tables(config: MachineConfig) -> AcpiTables:
 def _write_all(tables: AcpiTables, output: Path | None) -> None:
     """Each table to a file of its name, and to standard output where it stands in memory."""
     names = ", ".join(tables.by_signature)
-    if output is None or str(output) == "-":
+    if output is None or output == STANDARD:
         raise UsageError(f"these are several tables: {names}", "name a directory with -o DIR, or one with --only NAME")
     try:
         output.mkdir(exist_ok=True)
@@ -179,5 +163,5 @@ def _write_all(tables: AcpiTables, output: Path | None) -> None:
         raise UsageError(f"cannot make the directory {output}: {error.strerror}", "choose another") from error
     for at, data in sorted(tables.placed.items()):
         name = "rsdp.bin" if at == tables.base else f"{data[:4].decode().lower()}.aml"
-        _write(data, output / name)
+        write_binary(data, output / name, "table")
         print(f"{at:#x}  {len(data):5} bytes  {output / name}")

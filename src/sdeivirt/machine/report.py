@@ -99,8 +99,8 @@ class ErrorSourceStatus:
     `state` is "" where nothing is under way, else why the last report has not been acknowledged: as
     :attr:`Injection.waits`, or one of those in :mod:`sdeivirt.ras.outcome`, such as "delivered", and "unread" (its
     handler has ended, and left it there). `block_status` is the first word of its block. `queued` reports wait for
-    their turn. Counts: `reported` were put into the block, of these `acknowledged` by the guest; resets have
-    made an end of those that were `lost`.
+    their turn. Counts: `reported` were put into the block, of these `acknowledged` by the guest. `lost` are those
+    of which a reset has made an end, and those that were queued and could not be reported any more.
     """
 
     number: int

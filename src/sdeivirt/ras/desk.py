@@ -2,8 +2,7 @@
 """Reports of errors on their way into a guest: one at a time for each source, and what becomes of each.
 
 A block that the guest has not acknowledged is not overwritten (ACPI 6.3, 18.3.2.8). So each source has a
-line of reports, and a thread that takes the first, waits until the block is free, fills it, has the
-event injected, and waits until its handler has ended. Sources do not wait for each other.
+line of reports, of which the first is put into the block when that is free. Sources do not wait for each other.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import BusyError, StateError, UsageError
+from ..errors import BusyError, NotRegisteredError, StateError, UsageError
 from ..sdei.model import Handler, Pe
 from ..sdei.observer import Observer
 from .line import MAX_QUEUE, Line, Report
 from .outcome import REASONS, WAYS, Outcome
-from .window import BLOCK_SIZE, Window
+from .status_block import check_block
+from .window import Window
 
 if TYPE_CHECKING:
     from ..machine.base import Machine
     from ..machine.report import ErrorSourceStatus
 
 __all__ = ["MAX_QUEUE", "REASONS", "WAYS", "BusyError", "Encodable", "ErrorDesk", "Outcome"]
-
-_HEAD_SIZE = 20  # of a generic error status block
 
 
 class Encodable(Protocol):
@@ -71,7 +69,7 @@ class ErrorDesk(Observer):
         if not limit > 0:
             raise UsageError(f"a report cannot wait for {limit:g} seconds", "it can for more than 0")
         data = bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
-        _check_block(data)
+        check_block(data)
         line = self._line(source)
         queue = when_busy == "queue"
         report = Report(data, vcpu, float("inf") if queue else limit, quiet=queue)
@@ -79,8 +77,8 @@ class ErrorDesk(Observer):
             state = self._machine.state
             if state not in ("running", "paused"):
                 raise StateError(f"the VM is {state}: no error can be reported", "wait for the guest, or start another")
-            self._machine.firmware.sdei.handler(line.source.event, vcpu)
-            if when_busy == "fail" and (why := line.why_busy()):
+            self._check_handler(line, vcpu)
+            if when_busy == "fail" and (why := line.why_busy(report)):
                 raise BusyError(
                     f"source {source} is busy: of the report before, {why}",
                     "wait until it is acknowledged, or say --when-busy wait or queue",
@@ -102,6 +100,24 @@ class ErrorDesk(Observer):
             known = ", ".join(map(str, self._lines))
             raise UsageError(f"the VM has no error source {source}", f"it has {known}; --error-source defines others")
         return line
+
+    def _check_handler(self, line: Line, vcpu: int | None) -> None:
+        """Raises UnknownVcpuError, UsageError, NotRegisteredError."""
+        sdei, event = self._machine.firmware.sdei, line.source.event
+        try:
+            sdei.handler(event, vcpu)
+        except NotRegisteredError as error:
+            if sdei.event(event).shared or (pe := sdei.pe(vcpu or 0)).online:
+                raise
+            raise NotRegisteredError(
+                f"vCPU {pe.index} is off, and has no handler registered for event {event:#x}",
+                "report the error to another vCPU, or when this one is on",
+            ) from error
+
+    def finish(self) -> None:
+        """The machine has ended: wait until everybody has been told what has become of their reports."""
+        for line in self._lines.values():
+            line.finish()
 
     # -- what happens to the guest; with the lock held
 
@@ -127,7 +143,7 @@ class ErrorDesk(Observer):
     def arrived(self) -> None:
         """The guest has come from elsewhere, with its windows."""
         for line in self._lines.values():
-            line.slot.arrived()
+            line.arrived()
 
     def status(self) -> list[ErrorSourceStatus]:
         """Of all sources."""
@@ -144,18 +160,7 @@ class ErrorDesk(Observer):
                 queued=line.queued,
                 reported=line.slot.reported,
                 acknowledged=line.slot.acknowledged,
-                lost=line.slot.lost,
+                lost=line.slot.lost + line.lost,
             )
             for line in self._lines.values()
         ]
-
-
-def _check_block(block: bytes) -> None:
-    """Raises UsageError for what cannot be put into a block, or would not be seen there."""
-    if not _HEAD_SIZE <= len(block) <= BLOCK_SIZE:
-        raise UsageError(f"{len(block)} bytes are no error status block", f"one has {_HEAD_SIZE} to {BLOCK_SIZE} bytes")
-    if not any(block[:4]):
-        raise UsageError(
-            "the block's first word says that it holds no error",
-            "bit 0 stands for an uncorrected one, bit 1 for others",
-        )

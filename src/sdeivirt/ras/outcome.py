@@ -5,7 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["REASONS", "WAYS", "Outcome"]
+from ..errors import UsageError
+
+__all__ = ["REASONS", "WAYS", "Outcome", "check_limit"]
+
+_MAX_LIMIT = 10_000_000  # seconds, and a client may wait somewhat longer
 
 # What to do where the report before has not been acknowledged.
 WAYS = ("wait", "fail", "queue")
@@ -27,6 +31,14 @@ REASONS = {
     "absent": "the memory of its block is not here yet",
     "panicked": "the guest's kernel has panicked",
 }
+
+
+def check_limit(seconds: float) -> None:
+    """Whether a client's report can wait so long. Raises UsageError."""
+    if not 0 < seconds <= _MAX_LIMIT:
+        raise UsageError(
+            f"a report cannot wait for {seconds:g} seconds", f"it can for more than 0, up to {_MAX_LIMIT:,}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block of a source: what is in it, whether the guest has read that, and if not, why. With the machine's lock held.
 
-An event that is lost on the way, because somebody takes it back or because its PE is turned off, is injected again:
-the block would be full for ever.
+An event that is lost on the way, because somebody takes it back or because its PE is turned off, can be announced
+again: the block would be full for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ __all__ = ["Slot"]
 
 
 class Slot:
-    """The block of one source. Counts: `reported` were put in, of these `acknowledged`; resets took those `lost`."""
+    """The block of one source. Counts: `reported` were put in, of these `acknowledged`; resets took those `lost`.
+
+    `free` is whether the guest has read what was last reported, when :meth:`look` last looked.
+    """
 
     def __init__(self, machine: Machine, window: Window) -> None:
         self.window = window
@@ -32,10 +35,10 @@ class Slot:
         self.reported = 0
         self.acknowledged = 0
         self.lost = 0
+        self.free = True
         self._machine = machine
         self._sdei = machine.firmware.sdei
         self._event = self._sdei.event(window.source.event)
-        self._full = False  # as far as we know there is a report in it that has not been acknowledged
         self._target: int | None = None  # the PE that the last report was announced to, if the event is private
         self._taken: int | None = None  # the PE that has entered the handler since
         self._ended: float | None = None  # when it has left that
@@ -44,13 +47,16 @@ class Slot:
 
     def entered(self, pe: Pe, handler: Handler) -> None:
         """The event was delivered."""
-        if self._full and handler is self._handler():
+        if not self.free and handler is self._handler():
             self._taken, self._ended = pe.index, None
 
     def left(self, pe: Pe, handler: Handler) -> None:
         """Its handler has ended."""
         if self._taken == pe.index and handler is self._handler():
             self._ended = time.monotonic()
+            self.look()
+            if not (self.free or pe.online):  # it was turned off inside, and nobody else has been told
+                self._taken = None
 
     def abandoned(self, pe: Pe) -> None:
         """A PE was turned off, and has unregistered what is private."""
@@ -61,28 +67,27 @@ class Slot:
 
     def reset(self) -> None:
         """The system is about to be reset."""
-        if not self.is_free():
+        if not self.free:
             self.lost = self.reported - self.acknowledged
-        self._full = False
+        self.free = True
         self._target = self._taken = self._ended = None
 
     def arrived(self) -> None:
         """The guest has come from elsewhere: there may be a report of which nothing is known here."""
-        self._full = True
+        self.free = False
 
     # -- what there is to know
 
-    def is_free(self) -> bool:
-        """Whether the guest has read what was last reported."""
-        if self._full and self.window.acknowledged(self._machine.physical):
-            self._full = False
+    def look(self) -> None:
+        """See whether the guest has read what was last reported, and count it if so."""
+        if not self.free and self.window.acknowledged(self._machine.physical):
+            self.free = True
             self.acknowledged = self.reported - self.lost
-        return not self._full
 
     def is_over(self) -> bool:
-        """The same, and its handler has ended."""
+        """Whether it has, and its handler has ended."""
         handler = self._handler()
-        return self.is_free() and not handler.pending and handler.running_on is None
+        return self.free and not handler.pending and handler.running_on is None
 
     def status(self) -> int | None:
         """The first word of the block; None where there is no memory, or not yet."""
@@ -93,7 +98,7 @@ class Slot:
 
     def state(self) -> str:
         """Why the last report is still there; "" if it is not."""
-        if self.is_free():
+        if self.free:
             return ""
         if self.status() is None:
             return "absent"
@@ -103,7 +108,7 @@ class Slot:
             return "panicked"
         handler = self._handler()
         if not handler.state & State.REGISTERED:
-            return "unregistered"
+            return self._without_handler(self._target)
         if handler.running_on is not None:
             return "delivered"
         if not handler.pending:
@@ -111,15 +116,27 @@ class Slot:
         paused = "paused" if self._machine.state == "paused" else ""
         return self._sdei.why_it_waits(handler) or paused
 
-    def hindrance(self) -> str:
-        """Why nothing can be put in now: as :meth:`state`, or what is wrong although it is free."""
-        if not self.is_free():
+    def hindrance(self, vcpu: int | None) -> str:
+        """Why nothing can be put in for a vCPU: as :meth:`state`, or what is wrong although it is free."""
+        if not self.free:
             return self.state()
         if self._machine.leaving:
             return "moving"
         if self._machine.state == "paused":
             return "paused"
+        if not self.has_handler(vcpu):
+            return self._without_handler(vcpu)
         return "absent" if self.status() is None else ""
+
+    def has_handler(self, vcpu: int | None) -> bool:
+        """Whether there is one to announce a report to; `vcpu` is None where the event is shared, or for the first."""
+        event = self._event
+        handler = event.handler if event.shared else self._sdei.pe(vcpu or 0).handler_of(event)
+        return bool(handler.state & State.REGISTERED)
+
+    def _without_handler(self, vcpu: int | None) -> str:
+        """Why there is none."""
+        return "unregistered" if self._event.shared or self._sdei.pe(vcpu or 0).online else "offline"
 
     def has_panicked(self) -> bool:
         """Whether the guest's kernel has. Linux masks all PEs then; with none masked somebody quotes what it says."""
@@ -155,19 +172,18 @@ class Slot:
     def put(self, block: bytes, vcpu: int | None, claim: Callable[[], bool]) -> float | None:
         """Fill the free block and have its event injected: when that was; None where it cannot be now.
 
-        `claim` is asked at the last moment whether that is still wanted. Raises NotRegisteredError.
+        `claim` is asked at the last moment whether that is still wanted. There is a handler.
         """
         if not self._may_change():
             return None
         memory = self._machine.physical
-        self._sdei.handler(self.source.event, vcpu)
         if not self.window.fill(memory, block):
             return None
         if not self._may_change() or not claim():  # the guest has been stopped meanwhile, and has not been told
             self.window.empty(memory)
             return None
         self.reported += 1
-        self._full = True
+        self.free = False
         self._target = None if self._event.shared else vcpu or 0
         self._taken = self._ended = None
         since = time.monotonic()
@@ -180,7 +196,7 @@ class Slot:
         With `again`, also where it has known, and has not read it.
         """
         handler = self._handler()
-        if self.is_free() or handler.pending or handler.running_on is not None or not self._may_change():
+        if self.free or handler.pending or handler.running_on is not None or not self._may_change():
             return False
         if not handler.state & State.REGISTERED:
             self._taken = None  # whoever registers it anew has not been told

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-__all__ = ["MAX_MARKS", "Ram", "Victim", "find_victims", "marks"]
+__all__ = ["MAX_MARKS", "Ram", "Victim", "find_victims", "find_victims_or_others", "marks"]
 
 RAM_BASE = 0x4000_0000
 PAGE_SIZE = 4096
@@ -29,6 +29,7 @@ MAX_MARKS = 1024  # a guest may mark every page of its memory
 _MARK = struct.Struct("<Q8sQQ32s")
 _MAGIC = b"SDEI-RAS"
 _WORD = int.from_bytes(_MAGIC, "little")
+_PIECE = 16 << 20  # of memory, whole pages, that is read without a break
 _LOOK_SECONDS = 0.01
 _LATER_SECONDS = 0.25  # how long others may take once a heart has been seen to beat
 
@@ -53,29 +54,26 @@ class Victim:
 
     def matches(self, pattern: str) -> bool:
         """Whether it is meant: by its pid, or by its name as a shell would match it."""
-        return self.pid == int(pattern) if pattern.isdecimal() else fnmatchcase(self.name, pattern)
+        return str(self.pid) == pattern if pattern.isdecimal() else fnmatchcase(self.name, pattern)
 
 
-def marks(memory: memoryview, ranges: Iterable[tuple[int, int]]) -> list[Victim]:
-    """Every marked page, in order, whether its process lives or not; the first MAX_MARKS.
+def marks(memory: memoryview, ranges: Iterable[tuple[int, int]]) -> Iterator[Victim]:
+    """Every marked page, in order, whether its process lives or not.
 
     `memory` is RAM as bytes, `ranges` are where to look: offsets [start, end), whole pages.
     """
-    found: list[Victim] = []
     words = memory.cast("Q")
-    stride = PAGE_SIZE // 8
     for start, end in ranges:
-        # One word of each page at a time in Python would take seconds for a GiB.
-        column = words[start // 8 + 1 : end // 8 : stride].tolist()
-        index = -1
-        for _ in range(column.count(_WORD)):
-            index = column.index(_WORD, index + 1)
-            victim = _read(memory, start + index * PAGE_SIZE)
-            if victim is not None:
-                found.append(victim)
-            if len(found) >= MAX_MARKS:
-                return found
-    return found
+        for piece in range(start, end, _PIECE):
+            # One word of each page at a time in Python would take seconds for a GiB.
+            column = words[piece // 8 + 1 : min(piece + _PIECE, end) // 8 : PAGE_SIZE // 8].tolist()
+            index = -1
+            for _ in range(column.count(_WORD)):
+                index = column.index(_WORD, index + 1)
+                victim = _read(memory, piece + index * PAGE_SIZE)
+                if victim is not None:
+                    yield victim
+            time.sleep(0)  # the other threads' turn: a piece is read as a whole
 
 
 def find_victims(ram: Ram, pattern: str = "*", seconds: float = 1.0) -> list[Victim]:
@@ -83,8 +81,33 @@ def find_victims(ram: Ram, pattern: str = "*", seconds: float = 1.0) -> list[Vic
 
     Returns at once when all that are marked have been seen to live.
     """
+    meant, _ = _marked(ram, pattern)
+    return _living(ram, meant, seconds)
+
+
+def find_victims_or_others(ram: Ram, pattern: str, seconds: float = 1.0) -> tuple[list[Victim], list[Victim]]:
+    """The same, and where there are none, those that live and do not match."""
+    meant, others = _marked(ram, pattern)
+    found = _living(ram, meant, seconds)
+    return found, [] if found else _living(ram, others, seconds)
+
+
+def _marked(ram: Ram, pattern: str) -> tuple[list[Victim], list[Victim]]:
+    """The first MAX_MARKS that match, and that do not."""
+    meant: list[Victim] = []
+    others: list[Victim] = []
+    for each in marks(ram.memory(), ram.data_ranges()):
+        kind = meant if each.matches(pattern) else others
+        if len(kind) < MAX_MARKS:
+            kind.append(each)
+        if len(meant) >= MAX_MARKS:
+            break
+    return meant, others
+
+
+def _living(ram: Ram, waiting: list[Victim], seconds: float) -> list[Victim]:
+    """Those whose hearts beat, by pid."""
     memory = ram.memory()
-    waiting = [each for each in marks(memory, ram.data_ranges()) if each.matches(pattern)]
     alive: list[Victim] = []
     until = time.monotonic() + seconds
     while waiting and time.monotonic() < until:

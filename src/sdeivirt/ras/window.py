@@ -15,9 +15,8 @@ from typing import Protocol
 
 from .sources import ErrorSource
 
-__all__ = ["BLOCK_SIZE", "WINDOW_SIZE", "Memory", "Window", "make_windows", "windows_size"]
+__all__ = ["WINDOW_SIZE", "Memory", "Window", "make_windows", "windows_size"]
 
-BLOCK_SIZE = 0x1000
 WINDOW_SIZE = 0x2000
 _ACKNOWLEDGE = 0x8
 _BLOCK = 0x1000

@@ -23,12 +23,19 @@ _OURS = {
     "incoming": "",
     "dtb": "",
     "bios": "--uefi",
+    "no-acpi": "--firmware dt",
     "accel": "",
     "enable-kvm": "",
     "daemonize": "",
     "nographic": "",
 }
-_OUR_MACHINE = ("gic-version", "virtualization", "secure", "memory-backend", "accel", "dumpdtb", "type", "virt-")
+_OUR_MACHINE = dict.fromkeys(
+    ("gic-version", "virtualization", "secure", "memory-backend", "accel", "dumpdtb", "type", "virt-"),
+    "its machine is virt with a GICv3 and EL2",
+) | {
+    "acpi": "say --firmware dt, acpi or uefi instead",
+    "ras": "errors are reported by sdeivirt: --error-source defines who reports them",
+}
 
 
 def check_arguments(arguments: Sequence[str]) -> Sequence[str]:
@@ -42,6 +49,7 @@ def check_arguments(arguments: Sequence[str]) -> Sequence[str]:
             raise UsageError(f"QEMU cannot be given {word}", how)
         if name in ("machine", "M") and i + 1 < len(arguments):
             for part in arguments[i + 1].split(","):
-                if part.startswith(_OUR_MACHINE):
-                    raise UsageError(f"QEMU cannot be given {word} {part}", "its machine is virt with a GICv3 and EL2")
+                for start, why in _OUR_MACHINE.items():
+                    if part.startswith(start):
+                        raise UsageError(f"QEMU cannot be given {word} {part}", why)
     return arguments

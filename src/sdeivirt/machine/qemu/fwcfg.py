@@ -118,6 +118,7 @@ class FwCfg:
 
     `page` is a page that only we and QEMU see, at `page_address`. `extend` gives the tables that the guest is to find;
     it is asked when the guest first wants them, since QEMU makes them anew when PCI has been set up.
+    None of this moves with a guest: firmware that has read half of a table then reads QEMU's own from there on.
     """
 
     def __init__(

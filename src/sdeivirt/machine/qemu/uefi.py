@@ -8,6 +8,7 @@ windows of the sources of errors.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def find_firmware(wanted: Path | None = None) -> Path:
     """The firmware to use. Raises EnvironmentUnavailableError where there is none."""
     places = [wanted] if wanted is not None else [Path(place) for place in _PLACES]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # unlike Path.is_file(), it takes any name, and directories that are closed to us
             return place
     what = f"{wanted} is no file" if wanted is not None else f"there is no {_PLACES[0]}"
     raise EnvironmentUnavailableError(f"booting by UEFI needs EDK2, and {what}", _INSTALL)

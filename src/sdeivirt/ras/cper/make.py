@@ -41,8 +41,8 @@ _LOCAL_REQUEST, _EXTERNAL_MEMORY, _NORMAL = 0, 0, 1
 
 _ROOT_PORT = 4
 _QEMU_ROOT_PORT = PcieDevice(
-    vendor_id=0x1B36, device_id=0x000C, class_code=0x06_0400, device=1, secondary_bus=1, slot=1
-)
+    vendor_id=0x1B36, device_id=0x000C, class_code=0x06_0400, device=0x1F, secondary_bus=1, slot=1
+)  # where there is none unless somebody puts it there: Linux recovers the device that is named
 _PCIE_CAPABILITY = 0x0142_0010  # a root port's, version 2
 _AER_HEADER = 0x0002_0001  # capability 1, version 2
 _BAD_TLP, _COMPLETION_TIMEOUT, _MALFORMED_TLP = 1 << 6, 1 << 14, 1 << 18
@@ -59,6 +59,7 @@ def make_block(
     midr: int | None = None,
     part: Part = "cache",
     device: PcieDevice = _QEMU_ROOT_PORT,
+    at: str | None = None,
     fru_text: str | None = None,
     timestamp: Timestamp | None = None,
 ) -> StatusBlock:
@@ -66,7 +67,8 @@ def make_block(
 
     `address` is the physical address of the memory, of the fault, or of what the packet was to read; without one, none
     is said. `threshold_exceeded` says that there have been too many of the kind. `mpidr` and `midr` name the PE, by
-    default the first, a Cortex-A72; `part` what of it has failed: "cache", "tlb" or "bus". `device` is the PCIe device.
+    default the first, a Cortex-A72; `part` what of it has failed: "cache", "tlb" or "bus". `device` is the PCIe
+    device, by default a root port at 00:1f.0; `at` says where it is instead, as "00:02.0".
     Raises CperError for an address that is none.
     """
     section: Section
@@ -78,7 +80,7 @@ def make_block(
         mpidr, midr = _MPIDR if mpidr is None else mpidr, _CORTEX_A72 if midr is None else midr
         section = _processor(severity, address, mpidr, midr, part)
     elif kind == "pcie":
-        section = _pcie(severity, address, device)
+        section = _pcie(severity, address, device if at is None else device.at(at))
     else:
         raise CperError(f"there are no errors of {kind!r}", f"there are {', '.join(KINDS)}")
     flags = SectionFlags.PRIMARY | (SectionFlags.THRESHOLD_EXCEEDED if threshold_exceeded else 0)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from typing import Self
 from uuid import UUID
 
 from . import guids
@@ -34,6 +36,7 @@ _LAYOUT = Layout(
 _DEVICE = struct.Struct("<HH3sBBHBBHx")
 _DEVICE_BITS = (16, 16, 24, 8, 8, 16, 8, 8, 13)
 _SLOT_SHIFT = 3
+_ADDRESS = re.compile(r"(?:([0-9a-f]{1,4}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([0-7])", re.IGNORECASE)
 # Header; status, mask, severity of uncorrectable errors; status and mask of correctable ones; control; the header
 # of the packet; root command and status, and who sent what the root has seen first. Then prefixes of packets.
 _AER = struct.Struct("<7I16s2I2H40s")
@@ -64,6 +67,14 @@ class PcieDevice:
     bus: int = 0
     secondary_bus: int = 0
     slot: int = 0
+
+    def at(self, address: str) -> Self:
+        """The same at another address, such as 00:02.0 or 0000:00:02.0. Raises CperError."""
+        match = _ADDRESS.fullmatch(address)
+        if match is None:
+            raise CperError(f"no PCIe device is at {address[:40]!r}", "write bus, device, function: 00:02.0")
+        segment, bus, device, function = (int(part or "0", 16) for part in match.groups())
+        return replace(self, segment=segment, bus=bus, device=device, function=function)
 
     def encode(self) -> bytes:
         """16 bytes. Raises CperError for values that do not fit."""

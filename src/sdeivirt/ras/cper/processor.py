@@ -67,8 +67,8 @@ class ErrorFlags(IntFlag):
 class ErrorInfo:
     """What is known of an error, 32 bytes; None is what is not said.
 
-    `multiple_error` is 0 for one error, 1 for more than one, or their number less one. `error_info` says
-    more, see :class:`ErrorDetails`; `virtual_address` and `physical_address` are those of the fault.
+    `multiple_error` is 0 for one error, 1 for more than one, or else their number; Linux takes it for the number less
+    one. `error_info` says more, see :class:`ErrorDetails`; `virtual_address` and `physical_address` are of the fault.
     """
 
     type: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ACPI tables of a machine without firmware of its own. ACPI 6.3; Arm BBR and DEN0054C appendix C.
+"""The ACPI tables of a machine. ACPI 6.3; Arm BBR and DEN0054C appendix C.
 
 table.py      what all tables share: header, checksum, addresses
 aml.py        as much of the machine language as the DSDT needs
@@ -7,6 +7,8 @@ dsdt.py       the serial port and the processors
 platform.py   FADT, MADT, GTDT, SPCR, SDEI
 hest.py       the sources of hardware errors
 link.py       all of them at their addresses, with XSDT and RSDP
+qemu.py       or QEMU's own, with some of these among them
+loader.py     the files in which QEMU has its own
 """
 
 from __future__ import annotations

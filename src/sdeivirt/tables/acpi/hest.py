@@ -11,7 +11,8 @@ import struct
 from collections.abc import Sequence
 
 from ...ras.sources import ErrorSource
-from ...ras.window import BLOCK_SIZE, Window
+from ...ras.status_block import BLOCK_SIZE, MAX_SECTIONS
+from ...ras.window import Window
 from .table import address_structure, make_table
 
 __all__ = ["hest"]
@@ -29,7 +30,7 @@ _PRESERVED = ~_ACKNOWLEDGED & (1 << 64) - 1
 
 def _source(source: ErrorSource, window: Window) -> bytes:
     """64 bytes, or 92 of version 2."""
-    entry = _HEAD.pack(_TYPES[source.ghes], source.number, _NO_RELATED_SOURCE, 0, 1, 1, 1, BLOCK_SIZE)
+    entry = _HEAD.pack(_TYPES[source.ghes], source.number, _NO_RELATED_SOURCE, 0, 1, 1, MAX_SECTIONS, BLOCK_SIZE)
     entry += address_structure(window.pointer)
     entry += _NOTIFICATION.pack(_BY_SDEI, _NOTIFICATION.size, 0, 0, source.event, 0, 0, 0, 0)
     entry += struct.pack("<I", BLOCK_SIZE)

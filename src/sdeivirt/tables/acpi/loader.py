@@ -15,13 +15,12 @@ import struct
 from dataclasses import dataclass
 
 from ...errors import EnvironmentUnavailableError
-from .table import HEADER_SIZE
+from .table import HEADER_SIZE, TABLE_CHECKSUM
 
 __all__ = [
     "LOADER",
     "RSDP",
     "TABLES",
-    "TABLE_CHECKSUM",
     "Checksum",
     "Command",
     "Other",
@@ -35,7 +34,6 @@ __all__ = [
 RSDP = "etc/acpi/rsdp"
 TABLES = "etc/acpi/tables"
 LOADER = "etc/table-loader"
-TABLE_CHECKSUM = 9  # where it is in a table
 
 _COMMAND = struct.Struct("<I124s")
 _POINTER = struct.Struct("<56s56sIB")
@@ -66,7 +64,7 @@ class Pointer:
     size: int
 
     def encode(self) -> bytes:
-        body = _POINTER.pack(self.file.encode(), self.source.encode(), self.offset, self.size)
+        body = _POINTER.pack(self.file.encode("latin-1"), self.source.encode("latin-1"), self.offset, self.size)
         return _COMMAND.pack(_ADD_POINTER, body)
 
 
@@ -80,7 +78,8 @@ class Checksum:
     length: int
 
     def encode(self) -> bytes:
-        return _COMMAND.pack(_ADD_CHECKSUM, _CHECKSUM.pack(self.file.encode(), self.at, self.start, self.length))
+        body = _CHECKSUM.pack(self.file.encode("latin-1"), self.at, self.start, self.length)
+        return _COMMAND.pack(_ADD_CHECKSUM, body)
 
     @property
     def of_table(self) -> bool:
@@ -132,18 +131,22 @@ def used_size(loader: bytes) -> int:
     return max((each.start + each.length for each in found), default=0)
 
 
-def script_of(files: TableFiles) -> list[Command]:
-    """The commands, whose offsets all lie within the files."""
+def script_of(files: TableFiles, *, others: bool = False) -> list[Command]:
+    """The commands, whose offsets all lie within the files.
+
+    With `others` there may be some about files that are not ours to look at, such as the log of a TPM.
+    """
     sizes = {name: len(content) for name, content in files.by_name().items()}
     script = _commands(files.loader)
     for each in script:
+        if isinstance(each, Other) or (others and each.file not in sizes):
+            continue
         if isinstance(each, Pointer):
-            if each.file not in sizes or each.source not in sizes or each.size not in _POINTER_SIZES:
+            known = each.file in sizes and (others or each.source in sizes)
+            if not known or each.size not in _POINTER_SIZES:
                 raise strange(f"a pointer in {each.file!r} to {each.source!r}")
             if each.offset + each.size > sizes[each.file]:
                 raise strange(f"a pointer at {each.offset:#x} of {each.file}")
-        elif isinstance(each, Checksum) and not (
-            each.file in sizes and max(each.at + 1, each.start + each.length) <= sizes[each.file]
-        ):
+        elif each.file not in sizes or max(each.at + 1, each.start + each.length) > sizes[each.file]:
             raise strange(f"a checksum at {each.at:#x} of {each.file!r}")
     return script

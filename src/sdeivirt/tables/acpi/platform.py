@@ -12,21 +12,32 @@ from collections.abc import Sequence
 from ...smccc.ids import Conduit
 from .table import DWORD_ACCESS, HEADER_SIZE, OEM_TABLE_ID, address_structure, make_table
 
-__all__ = ["SDEI_TABLE_SIZE", "fadt", "gtdt", "madt", "sdei_table", "spcr"]
+__all__ = [
+    "FADT_ARM_BOOT",
+    "FADT_X_DSDT",
+    "PSCI_COMPLIANT",
+    "PSCI_USE_HVC",
+    "SDEI_TABLE_SIZE",
+    "fadt",
+    "gtdt",
+    "madt",
+    "sdei_table",
+    "spcr",
+]
 
 SDEI_TABLE_SIZE = HEADER_SIZE
 
 # FADT, ACPI 6.3, 5.2.9: 276 bytes, of which hardware-reduced ACPI uses few.
 _FADT_SIZE = 276
 _FADT_FLAGS = 112
-_FADT_ARM_BOOT = 129
+FADT_ARM_BOOT = 129
 _FADT_MINOR = 131
-_FADT_X_DSDT = 140
+FADT_X_DSDT = 140
 _FADT_HYPERVISOR = 268
 _HW_REDUCED = 1 << 20
 _LOW_POWER_S0_IDLE = 1 << 21
-_PSCI_COMPLIANT = 1
-_PSCI_USE_HVC = 2
+PSCI_COMPLIANT = 1
+PSCI_USE_HVC = 2
 
 # MADT, 5.2.12. GICC: type, length, reserved, interface, uid, flags, parking, PMU interrupt, parked, GICC, GICV, GICH,
 # maintenance interrupt, GICR, MPIDR, power class, reserved, SPE interrupt.
@@ -63,11 +74,11 @@ def sdei_table() -> bytes:
 def fadt(dsdt: int, conduit: Conduit) -> bytes:
     """FADT of ACPI 6.3: hardware-reduced, PSCI by that conduit, where the DSDT is, and who is the hypervisor."""
     table = bytearray(_FADT_SIZE)
-    boot = _PSCI_COMPLIANT | (_PSCI_USE_HVC if conduit is Conduit.HVC else 0)
+    boot = PSCI_COMPLIANT | (PSCI_USE_HVC if conduit is Conduit.HVC else 0)
     struct.pack_into("<I", table, _FADT_FLAGS, _HW_REDUCED | _LOW_POWER_S0_IDLE)
-    struct.pack_into("<H", table, _FADT_ARM_BOOT, boot)
+    struct.pack_into("<H", table, FADT_ARM_BOOT, boot)
     struct.pack_into("<B", table, _FADT_MINOR, 3)
-    struct.pack_into("<Q", table, _FADT_X_DSDT, dsdt)
+    struct.pack_into("<Q", table, FADT_X_DSDT, dsdt)
     struct.pack_into("<8s", table, _FADT_HYPERVISOR, OEM_TABLE_ID)
     return make_table(b"FACP", 6, bytes(table[HEADER_SIZE:]))
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from ...smccc.ids import Conduit
 from .link import AcpiTables
-from .loader import RSDP, TABLE_CHECKSUM, TABLES, Checksum, Command, Other, Pointer, TableFiles, script_of, strange
-from .table import HEADER_SIZE, checksum, make_table
+from .loader import RSDP, TABLES, Checksum, Command, Other, Pointer, TableFiles, script_of, strange
+from .platform import FADT_ARM_BOOT, FADT_X_DSDT, PSCI_COMPLIANT, PSCI_USE_HVC
+from .table import HEADER_SIZE, TABLE_CHECKSUM, checksum, make_table
 
 __all__ = ["agreeing", "extend", "link"]
 
@@ -24,10 +25,7 @@ _TABLE_LENGTH = struct.Struct("<4xI")
 _RSDP_SIZE = 36
 _RSDP_XSDT = 24
 _XSDT_ENTRY = struct.Struct("<Q")
-_FADT_X_DSDT = 140
-_FADT_SIZE = _FADT_X_DSDT + 8
-_FADT_ARM_BOOT = 129
-_PSCI_COMPLIANT, _PSCI_USE_HVC = 1, 2
+_FADT_SIZE = FADT_X_DSDT + 8  # at least
 _MADT_HEAD = HEADER_SIZE + 8
 _MADT_ITS = 0xF
 
@@ -58,7 +56,7 @@ def extend(
     `io` is where the PCI bridge's I/O ports begin, and how many of them the guest has: the tables tell of no more.
     Without `its` they tell of no ITS, as QEMU 7.2 does where it has none.
     """
-    script = script_of(files)
+    script = script_of(files, others=True)
     tables, rsdp = bytearray(files.tables), bytearray(files.rsdp)
     found = {each.start: each for each in script if isinstance(each, Checksum) and each.of_table}
     named = {bytes(tables[start : start + 4]): start for start in found}
@@ -69,8 +67,8 @@ def extend(
     fadt, dsdt = named[b"FACP"], found[named[b"DSDT"]]
     if found[fadt].length < _FADT_SIZE:
         raise strange("its FADT is too short")
-    hvc = _PSCI_USE_HVC if conduit is Conduit.HVC else 0
-    tables[fadt + _FADT_ARM_BOOT] = tables[fadt + _FADT_ARM_BOOT] & ~_PSCI_USE_HVC | _PSCI_COMPLIANT | hvc
+    hvc = PSCI_USE_HVC if conduit is Conduit.HVC else 0
+    tables[fadt + FADT_ARM_BOOT] = tables[fadt + FADT_ARM_BOOT] & ~PSCI_USE_HVC | PSCI_COMPLIANT | hvc
     if io is not None:
         _shrink_io(tables, dsdt.start, dsdt.start + dsdt.length, *io)
 
@@ -216,5 +214,5 @@ def link(files: TableFiles, base: int) -> AcpiTables:
         if table.startswith(b"FACP"):
             if len(table) < _FADT_SIZE:
                 raise strange("its FADT is too short")
-            place(table, _FADT_X_DSDT, b"DSDT")
+            place(table, FADT_X_DSDT, b"DSDT")
     return tables

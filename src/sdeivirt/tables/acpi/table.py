@@ -11,6 +11,7 @@ __all__ = [
     "OEM_ID",
     "OEM_TABLE_ID",
     "QWORD_ACCESS",
+    "TABLE_CHECKSUM",
     "address_structure",
     "checksum",
     "make_table",
@@ -18,7 +19,7 @@ __all__ = [
 
 # Signature, length, revision, checksum, OEM id, OEM table id, OEM revision, creator, creator revision.
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
-_CHECKSUM = 9
+TABLE_CHECKSUM = 9  # where it is in a table
 HEADER_SIZE = _HEADER.size
 
 OEM_ID = b"SDEIVT"
@@ -41,7 +42,7 @@ def make_table(signature: bytes, revision: int, body: bytes) -> bytes:
     """A table: 36 bytes of header, then its body."""
     size = HEADER_SIZE + len(body)
     table = bytearray(_HEADER.pack(signature, size, revision, 0, OEM_ID, OEM_TABLE_ID, 1, _CREATOR, 1) + body)
-    table[_CHECKSUM] = checksum(table)
+    table[TABLE_CHECKSUM] = checksum(table)
     return bytes(table)
 
 

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where verbs that make something binary write it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..errors import UsageError
+
+__all__ = ["STANDARD", "Output", "write_binary"]
+
+STANDARD = Path("-")
+
+Output = Annotated[
+    Path | None, Parameter(alias="-o", allow_leading_hyphen=True, help="The file to write; - is standard output.")
+]
+
+
+def write_binary(data: bytes, output: Path | None, what: str) -> None:
+    """To a file or standard output, which is no terminal unless that was asked for. Raises UsageError."""
+    if output is None and sys.stdout.isatty():
+        raise UsageError(f"a binary {what} is nothing for a terminal", "name a file with -o FILE, or insist with -o -")
+    if output is None or output == STANDARD:
+        sys.stdout.buffer.write(data)
+        return
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file") from error
