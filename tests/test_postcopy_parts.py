@@ -316,10 +316,9 @@ def test_what_is_asked_for_overtakes_the_rest() -> None:
 
 
 def test_a_link_that_becomes_slow_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large pieces are under way, and then hardly any may be: the last bytes of a piece are told of with what follows."""
-    clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("sdeivirt.migration.pageserver.time", clock)
+    """Large pieces are under way, then hardly any may be; the end of a piece is told of with what follows."""
     now = 0.0
+    monkeypatch.setattr("sdeivirt.migration.pageserver.time", SimpleNamespace(monotonic=lambda: now))
     ram = random.Random(11).randbytes(1 << 20) * 64
     pages = len(ram) // PAGE_SIZE
     lacking = bytearray(int(page % 4 != 0) for page in range(pages))
