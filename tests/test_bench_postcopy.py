@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -256,28 +258,35 @@ def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], tmp_path: Pa
     assert cli(tmp_path, "bench", *words, code=2).stderr.startswith("error: ")
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory with a short name: a bench makes its own below it, and sockets in that."""
+    with tempfile.TemporaryDirectory(prefix="sv-") as name:
+        yield Path(name)
+
+
 @pytest.mark.machine
 @pytest.mark.process
-def test_who_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_who_is_ended_leaves_nothing_behind(short: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "sdeivirt", "bench", "postcopy", "--quick"],
-        env=environment(tmp_path, TMPDIR=str(tmp_path)),
+        env=environment(short, TMPDIR=str(short)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     ) as bench:
-        wait_until(lambda: bool(places(tmp_path)))
+        wait_until(lambda: bool(places(short)))
         bench.terminate()
         bench.communicate(timeout=LIMIT)
         assert bench.returncode == 128 + signal.SIGTERM
-    assert not list(tmp_path.glob("sdeivirt-*"))
-    assert not places(tmp_path)
+    assert not list(short.glob("sdeivirt-*"))
+    assert not places(short)
 
 
 @pytest.mark.machine
 @pytest.mark.process
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_a_place_ends_with_who_has_made_it(tmp_path: Path) -> None:
+def test_a_place_ends_with_who_has_made_it(short: Path) -> None:
     code = """
 import signal
 from sdeivirt.benchmarks.postcopy_scene import Place
@@ -288,15 +297,15 @@ with Place(("run", "--incoming", "unix:{}/there")) as place:
 """
     with subprocess.Popen(
         [sys.executable, "-c", code],
-        env=environment(tmp_path, TMPDIR=str(tmp_path)),
+        env=environment(short, TMPDIR=str(short)),
         stdout=subprocess.PIPE,
         text=True,
     ) as bench:
         assert bench.stdout is not None
         assert bench.stdout.readline() == "ready\n"
-        assert places(tmp_path)
+        assert places(short)
         bench.kill()
-    wait_until(lambda: not places(tmp_path))
+    wait_until(lambda: not places(short))
 
 
 def places(directory: Path) -> list[str]:

@@ -150,6 +150,8 @@ def test_tables_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (("acpi", "--vcpus", "65", "-o", str(tmp_path)), "cannot have 65 vCPUs"),
         (("acpi", "--event", "7", "--event", "7", "-o", str(tmp_path)), "defined twice"),
         (("acpi", "--error-source", "0", "-o", str(tmp_path)), "cannot be announced by event 0"),
+        (("acpi", "--error-source", "0x99999999999", "-o", str(tmp_path)), "numbered up to 0x7fffffff"),
+        (("acpi", "--error-source", "0x40400001", "-o", str(tmp_path)), "asynchronous page faults"),
     ):
         assert main(["tables", *words]) == 2
         assert said in capsys.readouterr().err
@@ -173,6 +175,36 @@ def test_completion_scripts_know_the_verbs(capsys: pytest.CaptureFixture[str], s
 def test_the_bash_script_is_bash(tmp_path: Path) -> None:
     script = cli(tmp_path, "completion", "bash").stdout
     subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=LIMIT)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("inject-error vm memory --s", "--severity --source"),
+        ("inject-error vm memory --when-busy f", "fail"),
+        ("inject-error run pcie --aer bad-t", "bad-tlp"),
+        ("cper encode memory --severity f", "fatal"),
+        ("bench mem", "memory"),
+        ("tables acpi --o", "--only --output"),
+    ],
+)
+def test_bash_knows_a_command_by_where_it_stands(tmp_path: Path, words: str, found: str) -> None:
+    """`memory` is a benchmark as well."""
+    done = subprocess.run(
+        ["bash"],
+        input=cli(tmp_path, "completion", "bash").stdout
+        + f"""
+COMP_WORDS=(sdeivirt {words}) COMP_CWORD={len(words.split())}
+_sdeivirt_joined sdeivirt "${{COMP_WORDS[-1]}}" "${{COMP_WORDS[-2]}}" && echo "${{COMPREPLY[@]}}"
+""",
+        env=environment(tmp_path) | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    assert done.stdout.strip() == found
 
 
 def test_names_of_running_vms_complete(

@@ -39,6 +39,8 @@ def test_what_was_encoded_is_decoded(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main(["cper", "decode", str(path), "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["entries"]
     assert (entry["flags"], entry["section"]["physical_address"]) == (9, 0x4800_0000)
+    assert entry["flags_names"] == ["primary", "threshold_exceeded"]
+    assert entry["section"]["error_type_name"] == "single-bit ECC"
 
 
 @pytest.mark.parametrize("severity", ["corrected", "recoverable", "fatal", "informational"])
@@ -74,6 +76,33 @@ def test_a_record_says_which_it_is(capsys: pytest.CaptureFixture[str], tmp_path:
     ]
     assert main(["cper", "decode", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["record_id"] == 0x123
+
+
+def test_an_error_of_pcie_is_chosen_by_its_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    for severity, name, line in (
+        ("corrected", "replay-timeout", "aer_cor_status: 0x00001000"),
+        ("recoverable", "unsupported-request", "aer_uncor_status: 0x00100000"),
+        ("fatal", "data-link-protocol", "aer_uncor_severity: 0x00040010"),
+    ):
+        assert main(["cper", "encode", "pcie", "--severity", severity, "--aer", name, "-o", str(path)]) == 0
+        assert main(["cper", "decode", str(path)]) == 0
+        assert line in capsys.readouterr().out
+
+
+def test_what_is_left_of_a_damaged_report_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    block = make_block("memory", Severity.CORRECTED, address=0x4800_0000)
+    path.write_bytes(block.encode()[:-1])
+    assert main(["cper", "decode", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out.split("\n")[:-1] == render(block)
+    assert "look at offset" in err
+    path.write_bytes(block.encode() * 2)
+    assert main(["cper", "decode", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.split("\n")[:-1] == render(block)
+    assert err == "warning: 172 bytes follow, which nobody reads\n"
 
 
 @pytest.mark.process
@@ -118,6 +147,8 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         (("encode", "memory", *fatal, "--part", "tlb"), "no --part"),
         (("encode", "pcie", *fatal, "--mpidr", "0"), "no --part"),
         (("encode", "memory", *fatal, "--device", "00:01.0"), "not in a PCIe device"),
+        (("encode", "memory", *fatal, "--aer", "ecrc"), "not in a PCIe device"),
+        (("encode", "pcie", *fatal, "--aer", "bad-tlp"), "no uncorrectable error of PCIe is called 'bad-tlp'"),
         (("encode", "pcie", *fatal, "--device", "1"), "no PCIe device is at '1'"),
         (("encode", "processor", *fatal, "--midr", f"{1 << 64}"), "midr"),
         (("encode", "memory", *fatal, "--fru-text", "x" * 21), "up to 20 characters"),

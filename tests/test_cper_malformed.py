@@ -27,8 +27,10 @@ from sdeivirt.ras.cper import (
     StatusBlock,
     UnknownSection,
     decode,
+    decoded_size,
     describe,
     render,
+    salvage,
 )
 
 from .cper_support import UNKNOWN, blocks, everything, records
@@ -160,7 +162,9 @@ def read(data: bytes) -> None:
         decoded = decode(data)
     except CperError:
         refused(data)
+        assert all(line.isascii() and line.isprintable() for line in salvage(data))
         return
+    assert decode(data[: decoded_size(data)]) == decoded
     assert all(line.isascii() and line.isprintable() for line in render(decoded))
     describe(decoded)
     assert decode(decoded.encode()) == decoded

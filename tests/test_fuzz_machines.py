@@ -140,9 +140,14 @@ def again(failure: Failure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert replay(read) is None
 
 
+def lose_x11(view: UnicornView) -> None:
+    view.x[11] = 0xBAD
+    view._flush()
+
+
 def test_register_lost_on_the_way_to_a_unicorn_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service is right, and the guest sees something else in x11."""
-    corrupt(UnicornView, "flush_context", lambda view: view._engine.set(X[11], 0xBAD), monkeypatch)
+    corrupt(UnicornView, "flush_context", lose_x11, monkeypatch)
     failure = found(UNICORN, "registers")
     assert "x11 is 0xbad" in failure.message
     assert len(failure.steps) < 15 < failure.at
@@ -266,7 +271,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     options = ("fuzz", "--machine", "unicorn", "--calls", "900", "--jobs", "1", "--vcpus", "2", "--seed", "8")
     assert main([*options, "--output", str(tmp_path)]) == 0
     assert "PASSED" in capsys.readouterr().out
-    corrupt(UnicornView, "flush_context", lambda view: view._engine.set(X[11], 0xBAD), monkeypatch)
+    corrupt(UnicornView, "flush_context", lose_x11, monkeypatch)
     assert main([*options, "--output", str(tmp_path)]) == 1
     (written,) = tmp_path.iterdir()
     assert f"--replay {written}" in capsys.readouterr().out

@@ -127,6 +127,26 @@ def test_a_record_is_reported_as_it_is(shared: VmProcess, tmp_path: Path) -> Non
     assert "itself" in inject(vm, "memory", "--severity", "fatal", "--record", str(record), code=2).stderr
 
 
+def test_a_record_comes_from_standard_input_too(shared: VmProcess) -> None:
+    def send(block: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "sdeivirt", "inject-error", "vm", "--record", "-"],
+            env=environment(shared.runtime),
+            input=block,
+            capture_output=True,
+            timeout=LIMIT,
+            check=True,
+        )
+
+    block = make_block("memory", Severity.RECOVERABLE, address=0x2345_6000).encode()
+    assert send(block).stderr == b""
+    shared.wait_out("severity 0, 152 bytes, address 0x23456000")
+    assert b"8 bytes behind the error status block" in send(block + bytes(8)).stderr
+    cut = send(block[:-1])
+    assert b"no valid error status block" in cut.stderr
+    assert b"acknowledged" in cut.stdout
+
+
 def test_an_error_of_the_processor_names_the_one_that_is_told(runtime: Path) -> None:
     with ghes(runtime, "--error-source", "0x330:private", vcpus=2) as vm:
         vm.wait_out("ready: CPU#1")
@@ -156,6 +176,15 @@ def test_the_page_of_a_process_is_found(shared: VmProcess) -> None:
     assert "100 (victim-0)" in none
 
 
+def test_words_complete_by_what_the_vm_has(shared: VmProcess) -> None:
+    def complete(*words: str) -> set[str]:
+        return {line.split("\t")[0] for line in cli(shared.runtime, "__complete", *words).stdout.splitlines()}
+
+    assert {"0", "1"} <= complete("inject-error", "vm", "memory", "--source", "")
+    assert {"victim-0", "100", "102"} <= complete("inject-error", "vm", "memory", "--process", "")
+    assert "victim-0" not in complete("inject-error", "none", "memory", "--process", "")
+
+
 # -- many
 
 
@@ -178,7 +207,8 @@ def test_a_series_ends_with_the_first_that_is_not_taken(shared: VmProcess) -> No
     assert REASONS["unread"] in done.stderr
 
 
-def test_ctrl_c_ends_a_series_and_says_how_far_it_got(shared: VmProcess) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_a_series_and_says_how_far_it_got(shared: VmProcess, number: signal.Signals) -> None:
     vm = shared
     series = subprocess.Popen(
         [sys.executable, "-m", "sdeivirt", "inject-error", "vm", *MEMORY, "--count", "100000", "--interval", "5"],
@@ -188,16 +218,17 @@ def test_ctrl_c_ends_a_series_and_says_how_far_it_got(shared: VmProcess) -> None
         text=True,
     )
     vm.wait_out("GHES 0", vm.out.count("GHES 0") + 3)
-    series.send_signal(signal.SIGINT)
+    series.send_signal(number)
     out, err = series.communicate(timeout=LIMIT)
-    assert series.returncode == 130, err
+    assert series.returncode == 128 + number, err
     assert out.startswith("source 0: of 100,000 reports ")
     assert "acknowledged" in out
     assert "Traceback" not in err
     assert "acknowledged" in inject(vm, *MEMORY).stdout
 
 
-def test_ctrl_c_calls_off_a_report_that_waits(shared: VmProcess) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_calls_off_a_report_that_waits(shared: VmProcess, number: signal.Signals) -> None:
     with VmClient("vm") as client:
         client.pause()
         before = client.status().error_sources[0].reported
@@ -209,9 +240,10 @@ def test_ctrl_c_calls_off_a_report_that_waits(shared: VmProcess) -> None:
             text=True,
         )
         wait_until(lambda: client.status().error_sources[0].queued == 1)
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.communicate(timeout=LIMIT) == ("", "")
-        assert waiting.returncode == 130
+        waiting.send_signal(number)
+        said = "interrupted: the report was taken back: the guest has not been told of it\n"
+        assert waiting.communicate(timeout=LIMIT) == ("", said)
+        assert waiting.returncode == 128 + number
         assert client.status().error_sources[0].queued == 0
         client.resume()
         assert client.status().error_sources[0].reported == before
@@ -324,7 +356,23 @@ def test_what_nobody_has_registered_cannot_be_delivered(shared: VmProcess) -> No
     refused = inject(vm, *MEMORY, code=1).stderr
     assert "no handler registered for event 0x324" in refused
     assert REASONS["unregistered"] in inject(vm, "--list-sources").stdout
+    (source, _) = json.loads(inject(vm, "--list-sources", "--json").stdout)
+    assert (source["state"], source["type"], source["priority"]) == ("unregistered", "shared", "normal")
     key(vm, "y")
+    assert json.loads(cli(vm.runtime, "status", "vm", "--json").stdout)["error_sources"][1]["state"] == "free"
+
+
+def test_a_guest_that_is_not_ready_is_waited_for_where_that_is_asked(shared: VmProcess) -> None:
+    key(shared, "x")
+    late = inject(shared, *MEMORY, "--wait-ready", "--timeout", "0.2", code=124).stderr
+    assert f"nothing could be reported by source 0 within 0.2 s: {REASONS['unregistered']}" in late
+    with Qmp(shared.socket) as first, VmClient("vm") as second:
+        block = base64.b64encode(CORRECTED).decode()
+        asked = {"block": block, "wait-ready": True, "time-limit": 60_000}
+        first.send(json.dumps({"execute": "inject-error", "arguments": asked}).encode())
+        wait_until(lambda: second.status().error_sources[0].queued == 1)
+        key(shared, "y")
+        assert first.receive()["return"]["outcome"] == "acknowledged"
 
 
 def test_a_paused_vm_says_so(shared: VmProcess) -> None:
@@ -332,6 +380,8 @@ def test_a_paused_vm_says_so(shared: VmProcess) -> None:
     with VmClient("vm") as client:
         client.pause()
         assert REASONS["paused"] in inject(vm, *MEMORY, "--timeout", "0.2", code=124).stderr
+        at_once = inject(vm, *MEMORY, "--when-busy", "fail", "--timeout", "1000", code=1).stderr
+        assert "source 0 cannot report just now: the VM is paused" in at_once
         process = inject(vm, "memory", "--severity", "corrected", "--process", "100", code=1).stderr
         assert "the VM is paused" in process
         client.resume()
@@ -443,6 +493,9 @@ def test_one_client_that_waits_does_not_hold_up_another(shared: VmProcess) -> No
         ({"block": "!"}, "not in base64"),
         ({"kind": "memory", "severity": "corrected", "device": "00:01.0"}, "not in a PCIe device"),
         ({"kind": "pcie", "severity": "corrected", "device": "1"}, "no PCIe device is at '1'"),
+        ({"kind": "pcie", "severity": "corrected", "aer": "ecrc"}, "no correctable error of PCIe is called 'ecrc'"),
+        ({"kind": "memory", "severity": "corrected", "aer": "ecrc"}, "not in a PCIe device"),
+        ({"kind": "memory", "severity": "corrected", "when-busy": "fail", "wait-ready": True}, "do not go together"),
         ({"kind": "processor", "severity": "corrected", "vcpu": 1}, "no vCPU 1"),
         ({"block": "AAAA"}, "3 bytes are no error status block"),
         ({"block": base64.b64encode(bytes(4097)).decode()}, "4097 bytes are no error status block"),
@@ -496,6 +549,13 @@ def test_a_guest_finds_the_sources_that_run_was_told_of(runtime: Path) -> None:
         (("memory",), "--severity"),
         ((*MEMORY, "--timeout", "1e300"), "cannot wait for 1e+300 seconds"),
         ((*MEMORY, "--device", "00:01.0"), "--device"),
+        ((*MEMORY, "--aer", "bad-tlp"), "--aer"),
+        ((*MEMORY, "--list-sources"), "reports no error"),
+        (("--list-sources", "--count", "2"), "reports no error"),
+        ((*MEMORY, "--wait-ready", "--when-busy", "fail"), "do not go together"),
+        ((*MEMORY[:-1], "0x1ffffffffffffffff"), "no address 0x1ffffffffffffffff"),
+        ((*MEMORY, "--source", str(1 << 64)), "no source"),
+        ((*MEMORY, "--interval", str(1 << 60)), "no interval"),
         (("disk", "--severity", "fatal"), "disk"),
         (("memory", "--severity", "bad"), "bad"),
         ((*MEMORY, "--process", "1"), "both named"),

@@ -412,6 +412,7 @@ def test_a_fatal_error_panics_the_guest_and_ends_the_run(ghes: Ghes) -> None:
     outcome = ghes.machine.inject_error(FATAL)
     assert (outcome.outcome, outcome.vcpu, outcome.seconds) == ("panicked", 0, None)
     assert ghes.machine.wait(LIMIT).reason is ExitReason.PANIC
+    assert [source.state for source in ghes.machine.status().error_sources] == ["panicked", "panicked"]
     with pytest.raises(StateError):
         ghes.machine.inject_error(CORRECTED)
 
@@ -440,6 +441,17 @@ def test_a_panic_that_resets_at_once_is_still_one(restart: bool) -> None:
             acknowledged(ghes.machine.inject_error(CORRECTED))
         else:
             assert ghes.machine.wait(LIMIT).reason is ExitReason.PANIC
+
+
+def test_a_guest_that_reboots_is_waited_for_where_that_is_asked() -> None:
+    with Ghes(bootargs="panic=reset", restart=True) as ghes:
+        fatal = ghes.machine.inject_error_later(FATAL)
+        later = ghes.machine.errors.submit(CORRECTED, limit=LIMIT, wait_ready=True)
+        hasty = ghes.machine.inject_error_later(block(ADDRESS + 0x1000), limit=LIMIT)
+        assert fatal.result(LIMIT).outcome == "panicked"
+        with pytest.raises(StateError):
+            hasty.result(LIMIT)
+        acknowledged(later.result(LIMIT))
 
 
 def test_a_reset_makes_an_end_of_what_was_not_read() -> None:

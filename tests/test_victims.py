@@ -12,7 +12,7 @@ import pytest
 
 from sdeivirt.machine.base import PAGE_SIZE, RAM_BASE
 from sdeivirt.ras import victims
-from sdeivirt.ras.victims import MAX_MARKS, Victim, find_victims, find_victims_or_others, marks
+from sdeivirt.ras.victims import MAX_MARKS, Search, Victim, find_victims, marks, search_victims
 
 PAGES = 4096
 
@@ -144,8 +144,15 @@ def test_others_are_named_where_nobody_is_meant() -> None:
     ram = Ram()
     one, other = ram.mark(1, 7, b"db"), ram.mark(2, 8, b"web")
     with ram.beating(1, 2):
-        assert find_victims_or_others(ram, "web") == ([other], [])
-        assert find_victims_or_others(ram, "init") == ([], [one, other])
+        assert search_victims(ram, "web") == Search([other])
+        assert search_victims(ram, "init") == Search([], [], [one, other])
+
+
+def test_one_that_stands_still_is_told_apart_from_none() -> None:
+    ram = Ram()
+    stopped, other = ram.mark(1, 7, b"db"), ram.mark(2, 8, b"web")
+    with ram.beating(2):
+        assert search_victims(ram, "db", 0.1) == Search([], [stopped], [other])
 
 
 def test_a_number_without_end_is_nobodys_pid() -> None:

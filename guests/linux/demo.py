@@ -87,6 +87,14 @@ def _inject(event: int) -> None:
     subprocess.run([sys.executable, "-m", *words], check=False)
 
 
+def interrupted(demo: Callable[[], int]) -> int:
+    """Run a demo; Ctrl-C, which its VM gets as well, ends it without a traceback."""
+    try:
+        return demo()
+    except KeyboardInterrupt:
+        return 130
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Inject an event into a CPU that has masked everything.")
     parser.add_argument("--kernel", choices=KERNELS, default="bookworm")
@@ -114,4 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupted(main))

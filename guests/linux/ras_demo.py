@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # as a script
     sys.path.insert(0, str(ROOT))
 
-from guests.linux.demo import Demo, short  # noqa: E402
+from guests.linux.demo import Demo, interrupted, short  # noqa: E402
 from guests.linux.fetch import KERNELS, FetchError, fetch  # noqa: E402
 
 NAME = "ras-demo"
@@ -109,9 +109,10 @@ def main() -> int:
     _say([*words, "--append", f"'{append}'"])
     story = Story()
     demo = Demo([*words, "--append", append], story.line)
-    if demo.shows(WAITS):
-        _inject()
-        demo.shows(OVER)
+    if not demo.shows(WAITS):  # `run` has said why, or the guest has
+        return demo.end() or 1
+    _inject()
+    demo.shows(OVER)
     code = demo.end()
     print()
     for row in story.rows():
@@ -121,4 +122,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupted(main))

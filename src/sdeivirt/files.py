@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from .errors import UsageError
 
-__all__ = ["cannot_read", "open_regular", "read_regular"]
+__all__ = ["amount", "cannot_read", "open_regular", "read_regular"]
 
 _CHUNK = 1 << 20
 _KINDS = {
@@ -61,9 +61,10 @@ def read_regular(path: Path, limit: int, kind: type[UsageError], hint: str, too_
         except OSError as error:
             raise cannot_read(path, error, kind, hint) from error
     if size > limit:
-        raise kind(f"{path} has more than {_amount(limit)}", too_big)
+        raise kind(f"{path} has more than {amount(limit)}", too_big)
     return bytes(content)
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """A size for people."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from .options import complete_files
 
 if TYPE_CHECKING:
+    from cyclopts import App
     from cyclopts.completion import CompletionContext
 
 __all__ = ["complete_guests", "complete_listeners", "completion"]
@@ -55,6 +56,27 @@ _sdeivirt_joined() {
 complete -F _sdeivirt_joined sdeivirt"""  # noqa: E501
 
 
+# It takes any word for a command that is one somewhere: `memory`, which is a benchmark, after `inject-error vm`.
+_ANY_COMMAND = '[[ " $all_commands " =~ " $word " ]]'
+_THIS_COMMAND = '[[ "$all_paths" == *"|${cmd_path[*]:+${cmd_path[*]} }$word|"* ]]'
+_COMMANDS = "  local all_commands="
+
+
+def _paths(app: App, before: str = "") -> list[str]:
+    """All commands, each after those that it belongs to."""
+    found = []
+    for name in app:
+        if not name.startswith("-"):
+            found += [f"{before}{name}", *_paths(app[name], f"{before}{name} ")]
+    return found
+
+
+def _with_paths(script: str, paths: list[str]) -> str:
+    """The script of bash, which then knows a command by where it stands."""
+    named = f"  local all_paths='|{'|'.join(paths)}|'\n"
+    return script.replace(_ANY_COMMAND, _THIS_COMMAND).replace(_COMMANDS, named + _COMMANDS, 1)
+
+
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print a completion script for a shell.
 
@@ -68,6 +90,8 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """
     from . import app
 
-    print(app.generate_completion(prog_name="sdeivirt", shell=shell))
+    script = app.generate_completion(prog_name="sdeivirt", shell=shell)
     if shell == "bash":
-        print(_JOINED)
+        print(_with_paths(script, _paths(app)), _JOINED, sep="\n")
+    else:
+        print(script)

@@ -5,41 +5,30 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from ..errors import UsageError
-from ..files import read_regular
-from .binary import STANDARD, Output, write_binary
+from .binary import Input, Output, read_binary, write_binary
 from .options import Json, Number
 
 __all__ = ["app"]
 
 app = App(name="cper", help="Read and write reports of hardware errors (UEFI's CPER, ACPI's error status blocks).")
 
-_TOO_BIG = "a report is some KiB"
 
-Input = Annotated[Path, Parameter(allow_leading_hyphen=True)]
+def _complete_aer(_context: object) -> list[str]:
+    from ..ras.cper import AER_ERRORS
 
-
-def _read(path: Path) -> bytes:
-    """The whole of a file, or of standard input. Raises CperError."""
-    from ..ras.cper import MAX_SIZE, CperError
-
-    hint = "name a file with a report: an error status block, or an error record"
-    if path == STANDARD:
-        data = sys.stdin.buffer.read(MAX_SIZE + 1)
-        if len(data) > MAX_SIZE:
-            raise CperError(f"standard input has more than {MAX_SIZE >> 20} MiB", _TOO_BIG)
-        return data
-    return read_regular(path, MAX_SIZE, CperError, hint, _TOO_BIG)
+    return list(AER_ERRORS)
 
 
 @app.command
 def decode(file: Input, /, *, json_: Json = False) -> None:
-    """Show what a report says, as Linux prints it: its lines, from what follows "[Hardware Error]:".
+    """Show what a report says, as Linux prints it (7.3): its lines, from what follows "[Hardware Error]:".
+
+    Of one that is damaged, what can be read before the damage.
 
     Parameters
     ----------
@@ -47,9 +36,18 @@ def decode(file: Input, /, *, json_: Json = False) -> None:
         A generic error status block (ACPI), as a source reports it; or an error record with
         the signature CPER (UEFI), as ERST stores it. - is standard input.
     """
-    from ..ras.cper import CperRecord, decode, describe, render
+    from ..ras.cper import MAX_SIZE, CperError, CperRecord, decode, decoded_size, describe, render, salvage
 
-    decoded = decode(_read(file))
+    hint = "name a file with a report: an error status block, or an error record"
+    data = read_binary(file, MAX_SIZE, CperError, hint, "a report is some KiB")
+    try:
+        decoded = decode(data)
+    except CperError:
+        if not json_ and (readable := salvage(data)):
+            print("\n".join(readable), flush=True)
+        raise
+    if (used := decoded_size(data)) < len(data):
+        print(f"warning: {len(data) - used} bytes follow, which nobody reads", file=sys.stderr)
     if json_:
         print(json.dumps(describe(decoded), indent=2))
         return
@@ -70,6 +68,7 @@ def encode(
     mpidr: Number | None = None,
     midr: Number | None = None,
     device: str | None = None,
+    aer: Annotated[str | None, Parameter(completer=_complete_aer)] = None,
     fru_text: str | None = None,
     output: Output = None,
 ) -> None:
@@ -93,6 +92,8 @@ def encode(
         Of which make it is.
     device
         Which PCIe device it is: bus, device and function, such as 00:02.0.
+    aer
+        Which PCIe error it is, by a name such as bad-tlp, completion-timeout or malformed-tlp.
     fru_text
         The name of the part that can be replaced, up to 20 characters.
     """
@@ -100,8 +101,8 @@ def encode(
 
     if kind != "processor" and (mpidr is not None or midr is not None or part != "cache"):
         raise UsageError(f"an error of {kind} has no --part, --mpidr and --midr", "they are for processor")
-    if kind != "pcie" and device is not None:
-        raise UsageError(f"an error of {kind} is not in a PCIe device", "--device is for pcie")
+    if kind != "pcie" and (device is not None or aer is not None):
+        raise UsageError(f"an error of {kind} is not in a PCIe device", "--device and --aer are for pcie")
     block = make_block(
         kind,
         Severity.parse(severity),
@@ -111,6 +112,7 @@ def encode(
         midr=midr,
         part=part,
         at=device,
+        aer=aer,
         fru_text=fru_text,
     )
     write_binary(block.encode(), output, "report")

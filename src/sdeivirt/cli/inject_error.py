@@ -4,20 +4,51 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from ..control.client import VmClient
-from ..errors import UsageError
-from ..files import read_regular
+from ..errors import SdeivirtError, UsageError
 from ..ras.outcome import check_limit
 from ..ras.status_block import BLOCK_SIZE, is_fatal
+from .binary import Input, read_binary
 from .options import Json, Number, Seconds, VmName
-from .reports import Series
+from .reports import Series, say_interrupted, terminated_like_interrupted
+
+if TYPE_CHECKING:
+    from cyclopts.completion import CompletionContext
 
 __all__ = ["inject_error"]
+
+_PATIENCE = 2.0  # of who completes a word
+
+
+def _complete_aer(_context: object) -> list[str]:
+    from ..ras.cper import AER_ERRORS
+
+    return list(AER_ERRORS)
+
+
+def _complete_sources(context: CompletionContext) -> list[tuple[str, str]]:
+    try:
+        with VmClient(str(context["vm"].raw), _PATIENCE) as client:
+            return [(str(one.number), f"event {one.event:#x}") for one in client.status().error_sources]
+    except SdeivirtError:
+        return []
+
+
+def _complete_processes(context: CompletionContext) -> list[str]:
+    try:
+        with VmClient(str(context["vm"].raw), _PATIENCE) as client:
+            found = client.find_victims()
+    except SdeivirtError:
+        return []
+    names = [each.name for each in found]
+    return [*(name for name in names if names.count(name) == 1), *(str(each.pid) for each in found)]
 
 
 def inject_error(
@@ -27,13 +58,15 @@ def inject_error(
     *,
     severity: Literal["corrected", "recoverable", "fatal", "informational"] | None = None,
     address: Number | None = None,
-    process: str | None = None,
+    process: Annotated[str | None, Parameter(completer=_complete_processes)] = None,
     device: str | None = None,
     threshold_exceeded: bool = False,
-    record: Path | None = None,
-    source: Number = 0,
+    aer: Annotated[str | None, Parameter(completer=_complete_aer)] = None,
+    record: Input | None = None,
+    source: Annotated[Number, Parameter(completer=_complete_sources)] = 0,
     vcpu: Number | None = None,
     when_busy: Literal["wait", "fail", "queue"] = "wait",
+    wait_ready: bool = False,
     timeout: Seconds = 10.0,
     count: Number = 1,
     interval: Number = 0,
@@ -66,8 +99,11 @@ def inject_error(
         By default it is in one that is not there.
     threshold_exceeded
         Say that there were too many corrected errors: Linux takes the page out of use.
+    aer
+        Which error of pcie it is, by a name such as bad-tlp, completion-timeout or malformed-tlp.
     record
-        A file with a generic error status block to report as it is, instead of kind and severity.
+        A file with a generic error status block to report as it is, instead of kind and severity;
+        - is standard input.
     source
         The source that reports it, by number.
     vcpu
@@ -75,6 +111,8 @@ def inject_error(
     when_busy
         What to do while the guest has not acknowledged the report before: wait for it, fail, or
         queue this one and wait for nothing.
+    wait_ready
+        Wait also for a guest that has not registered the source's event yet, because it boots or reboots.
     timeout
         Seconds to wait for the source to be free and for the acknowledgement.
     count
@@ -85,23 +123,34 @@ def inject_error(
         Show the VM's sources of errors and their state instead.
     """
     if list_sources:
+        if (kind, severity, address, process, device, aer, record) != (None,) * 7 or threshold_exceeded or count != 1:
+            raise UsageError("--list-sources reports no error", "leave it out, or all that describes an error")
         return _list(vm, json_)
-    arguments = _arguments(kind, severity, address, process, device, threshold_exceeded, record)
+    arguments = _arguments(kind, severity, address, process, device, aer, threshold_exceeded, record)
     check_limit(timeout)
     if count < 1:
         raise UsageError("nothing is to be reported", "give a --count of 1 or more")
-    arguments |= {"source": source, "vcpu": vcpu, "when_busy": when_busy}
+    _check_numbers(source=source, vcpu=vcpu, interval=interval)
+    if wait_ready and when_busy == "fail":
+        raise UsageError("--wait-ready and --when-busy fail do not go together", "leave out one of them")
+    arguments |= {"source": source, "vcpu": vcpu, "when_busy": when_busy, "wait_ready": wait_ready or None}
     fatal = _is_fatal(arguments, severity)
-    with VmClient(vm) as client:
-        if count == 1:
-            outcome = client.report_error(timeout, **arguments)
-            print(json.dumps(outcome) if json_ else _describe(outcome))
-            return 0 if outcome["outcome"] != "panicked" or fatal else 1
+    with terminated_like_interrupted() as ended, VmClient(vm) as client:
         series = Series(count, source)
         try:
-            series.run(client, timeout, interval / 1000, arguments)
-        finally:
-            series.show(json_)
+            if count == 1:
+                outcome = client.report_error(timeout, **arguments)
+                print(json.dumps(outcome) if json_ else _describe(outcome))
+                return 0 if outcome["outcome"] != "panicked" or fatal else 1
+            try:
+                series.run(client, timeout, interval / 1000, arguments)
+            finally:
+                series.show(json_)
+        except KeyboardInterrupt:
+            say_interrupted(client.withdrawn, under_way=count == 1)
+            if not ended:
+                raise
+            return 128 + ended[0]
     if series.failure is not None:
         raise series.failure
     return 1 if series.refused or (series.panicked and not fatal) else 0
@@ -113,16 +162,16 @@ def _arguments(
     address: int | None,
     process: str | None,
     device: str | None,
+    aer: str | None,
     threshold_exceeded: bool,
     record: Path | None,
 ) -> dict[str, object]:
     """What is to be reported, for the VM. Raises UsageError."""
     if record is not None:
-        if kind or severity or address is not None or process or device or threshold_exceeded:
+        if kind or severity or address is not None or process or device or aer or threshold_exceeded:
             raise UsageError("a record says itself what is broken", "give --record, or a kind and --severity")
-        block = read_regular(
-            record, BLOCK_SIZE, UsageError, "give a generic error status block", "it has 4 KiB at most"
-        )
+        block = read_binary(record, BLOCK_SIZE, UsageError, "give a generic error status block", "it has 4 KiB at most")
+        _warn_of(block)
         import base64
 
         return {"block": base64.b64encode(block).decode()}
@@ -134,11 +183,36 @@ def _arguments(
         )
     if address is not None and process is not None:
         raise UsageError("an address and a process were both named", "the process's page is the address")
-    if device is not None and kind != "pcie":
-        raise UsageError(f"an error of {kind} is not in a PCIe device", "leave --device out")
+    if (device is not None or aer is not None) and kind != "pcie":
+        raise UsageError(f"an error of {kind} is not in a PCIe device", "leave --device and --aer out")
+    _check_numbers(address=address)
     given: dict[str, object] = {"kind": kind, "severity": severity, "address": address, "process": process}
-    given["device"] = device
+    given |= {"device": device, "aer": aer}
     return given | ({"threshold_exceeded": True} if threshold_exceeded else {})
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    """Raises UsageError for those of more than 64 bits: there are none such."""
+    for name, number in numbers.items():
+        if number is not None and number >= 1 << (32 if name == "interval" else 64):
+            raise UsageError(f"there is no {name} {hex(number)[:40]}", "give a smaller number")
+
+
+def _warn_of(block: bytes) -> None:
+    """Whoever sends what nobody can read may mean it."""
+    from ..ras.cper import CperError
+    from ..ras.cper.block import block_size, decode_block
+
+    try:
+        decode_block(block)
+    except CperError as error:
+        print(
+            f"warning: this is no valid error status block: {error.message}. Linux may acknowledge it unread",
+            file=sys.stderr,
+        )
+    else:
+        if (used := block_size(block)) < len(block):
+            print(f"warning: nobody reads the {len(block) - used} bytes behind the error status block", file=sys.stderr)
 
 
 def _is_fatal(arguments: Mapping[str, object], severity: str | None) -> bool:
@@ -177,7 +251,9 @@ def _list(vm: str, as_json: bool) -> int:
     with VmClient(vm) as client:
         report = client.status()
     if as_json:
-        print(json.dumps([asdict(source) for source in report.error_sources], indent=2))
+        from .sources import sources_json
+
+        print(json.dumps(sources_json(report.error_sources, report.events), indent=2))
     elif report.error_sources:
         from .output import show
         from .sources import sources_table

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BusyError, SdeivirtError
@@ -14,9 +17,41 @@ from ..errors import BusyError, SdeivirtError
 if TYPE_CHECKING:
     from ..control.client import VmClient
 
-__all__ = ["Series"]
+__all__ = ["Series", "say_interrupted", "terminated_like_interrupted"]
 
 _REDRAW = 0.1
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP do what Ctrl-C does: a report is called off, and what was done is said. Gives which came."""
+    seen: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # an event loop that runs has a handler of its own
+
+    saved = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield seen
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def say_interrupted(withdrawn: bool | None, under_way: bool) -> None:
+    """What becomes of the report that was under way when somebody interrupted us; None where that is not known."""
+    if withdrawn:
+        said = "the report was taken back: the guest has not been told of it"
+    elif withdrawn is False:
+        said = "the guest has been told of the report, which stays in its block until it is read"
+    elif under_way:
+        said = "whether the guest has been told of the report is not known"
+    else:
+        return
+    print(f"interrupted: {said}", file=sys.stderr)
 
 
 class Series:

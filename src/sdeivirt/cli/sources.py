@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from ..ras.outcome import REASONS
 from .output import table
@@ -14,7 +15,26 @@ if TYPE_CHECKING:
 
     from ..machine.report import ErrorSourceStatus, EventStatus
 
-__all__ = ["sources_table"]
+__all__ = ["sources_json", "sources_table"]
+
+
+def _state(one: ErrorSourceStatus, event: EventStatus) -> str:
+    """In a word: whether it is free, and if not, why."""
+    return one.state or ("free" if any(handler.registered for handler in event.handlers) else "unregistered")
+
+
+def sources_json(sources: Sequence[ErrorSourceStatus], events: Sequence[EventStatus]) -> list[dict[str, Any]]:
+    """Of each source, all that the table has."""
+    by_number = {event.number: event for event in events}
+    return [
+        asdict(one)
+        | {
+            "type": by_number[one.event].type,
+            "priority": by_number[one.event].priority,
+            "state": _state(one, by_number[one.event]),
+        }
+        for one in sources
+    ]
 
 
 def sources_table(title: str, sources: Sequence[ErrorSourceStatus], events: Sequence[EventStatus]) -> Table:
@@ -25,7 +45,7 @@ def sources_table(title: str, sources: Sequence[ErrorSourceStatus], events: Sequ
     by_number = {event.number: event for event in events}
     for one in sources:
         event = by_number[one.event]
-        free = "free" if any(handler.registered for handler in event.handlers) else REASONS["unregistered"]
+        state = _state(one, event)
         made.add_row(
             str(one.number),
             f"{one.event:#x}",
@@ -33,6 +53,6 @@ def sources_table(title: str, sources: Sequence[ErrorSourceStatus], events: Sequ
             event.priority,
             f"version {one.ghes}",
             *map(str, (one.reported, one.acknowledged, one.lost, one.queued)),
-            REASONS.get(one.state, one.state) if one.state else free,
+            REASONS.get(state, state),
         )
     return made

@@ -18,7 +18,7 @@ from ..errors import SdeivirtError
 from ..machine.report import AsyncPfStatus, EventStatus, HandlerReport, PeStatus, VmStatus
 from .options import Json, VmName
 from .output import flags, ranges, show, table
-from .sources import sources_table
+from .sources import sources_json, sources_table
 
 __all__ = ["status"]
 
@@ -52,7 +52,8 @@ def status(vm: VmName | None = None, /, *, all_: bool = False, json_: Json = Fal
         report = client.status()
         now = client.execute("query-migrate")
     if json_:
-        print(json.dumps(asdict(report), indent=2))
+        sources = sources_json(report.error_sources, report.events)
+        print(json.dumps(asdict(report) | {"error_sources": sources}, indent=2))
     else:
         _show(report, not all_, now)
 

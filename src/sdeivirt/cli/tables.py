@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from ..errors import UsageError
+from ..errors import EventFileError, UsageError
 from .binary import STANDARD, Output, write_binary
 from .options import Number, Size
 
@@ -120,6 +120,8 @@ def _acpi_config(
     vcpus: int, memory: int, conduit: str, file: Path | None, events: Sequence[str], sources: Sequence[str]
 ) -> MachineConfig:
     """What such a machine is made of. Raises UsageError for one that cannot be."""
+    from ..asyncpf.events import with_event
+    from ..asyncpf.settings import AsyncPfSettings
     from ..machine import MachineConfig
     from ..machine.qemu.layout import MAX_VCPUS
     from ..ras.definitions import load_definitions, parse_error_source, settle, standard
@@ -133,6 +135,10 @@ def _acpi_config(
     given = [*sources_from_file, *map(parse_error_source, sources)]
     known, error_sources = settle(defined, given) if given else standard(defined)
     check_events(known)
+    try:
+        with_event(known, AsyncPfSettings.of("both"))  # as run has them unless it is told otherwise
+    except EventFileError as error:
+        raise EventFileError(error.message, "use another") from error
     return MachineConfig(
         vcpus=vcpus, memory=memory, conduit=Conduit(conduit), events=known, error_sources=error_sources
     )

@@ -121,6 +121,7 @@ class VmClient:
 
     def __init__(self, name: str, patience: float = 10.0) -> None:
         self.vm: RunningVm = find_vm(name)
+        self.withdrawn: bool | None = None
         self._patience = patience
         self._runner = asyncio.Runner()
         self._qmp: QMPClient
@@ -216,8 +217,10 @@ class VmClient:
         """The command `inject-error` with its arguments, underscores for dashes: `kind`, `severity`, ...; its return.
 
         The VM may take `limit` seconds longer to answer than for other commands. Whoever
-        interrupts this, or waits in vain, calls the report off, if the guest has not been told.
+        interrupts this, or waits in vain, calls the report off, if the guest has not been told;
+        `withdrawn` says then whether it has not, and is None where the VM does not say.
         """
+        self.withdrawn = None
         check_limit(limit)
         given = {name.replace("_", "-"): value for name, value in arguments.items()}
         given["time-limit"] = max(1, round(limit * 1000))
@@ -227,7 +230,7 @@ class VmClient:
         except (KeyboardInterrupt, EnvironmentUnavailableError):
             # By a connection of its own: ours waits for its answer.
             with contextlib.suppress(SdeivirtError), VmClient(self.vm.name, _LAST_WORD) as other:
-                other.execute("withdraw-error", tag=tag)
+                self.withdrawn = bool(other.execute("withdraw-error", tag=tag)["withdrawn"])
             raise
 
     def find_victims(self, pattern: str = "*") -> list[Victim]:

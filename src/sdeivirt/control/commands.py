@@ -7,8 +7,8 @@
     query-vm                                  every member of VmStatus
     inject-event    event, [vcpu | affinity]  what became of it: the members of Injection
     cancel-event    event, [vcpu | affinity]  cancelled: whether it was pending
-    inject-error    kind, severity, [address | process, device, threshold-exceeded] | block (base64),
-                    [source, vcpu, when-busy (wait, fail, queue), time-limit (ms), tag]
+    inject-error    kind, severity, [address | process, device, aer, threshold-exceeded] | block (base64),
+                    [source, vcpu, when-busy (wait, fail, queue), time-limit (ms), wait-ready, tag]
                                               what became of the report: the members of ras.outcome.Outcome
     withdraw-error  tag                       withdrawn: whether that report still waited for its turn
     find-victims    [pattern]                 a list of pid, name, address, virtual: guest processes that watch a page
@@ -205,8 +205,8 @@ class Commands:
         registers = RegisterCommands(machine)
         errors = ErrorCommands(machine)
         error: dict[str, _Reader] = dict.fromkeys(("address", "source", "vcpu", "time-limit"), _number)
-        error |= dict.fromkeys(("kind", "severity", "process", "device", "block", "when-busy", "tag"), _text)
-        error |= {"threshold-exceeded": _flag}
+        error |= dict.fromkeys(("kind", "severity", "process", "device", "aer", "block", "when-busy", "tag"), _text)
+        error |= {"threshold-exceeded": _flag, "wait-ready": _flag}
         event, target = {"event": _number}, {"vcpu": _number, "affinity": _number}
         how = {"downtime-limit": _number, "max-bandwidth": _number, "compress": _number, "tls-creds": _text}
         how |= {"tls-hostname": _text, "stall-limit": _number, "postcopy": _number}

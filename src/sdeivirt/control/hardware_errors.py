@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,14 @@ class ErrorCommands:
         address: int | None = None,
         process: str | None = None,
         device: str | None = None,
+        aer: str | None = None,
         threshold_exceeded: bool = False,
         block: str | None = None,
         source: int = 0,
         vcpu: int | None = None,
         when_busy: str = "wait",
         time_limit: int = 10_000,
+        wait_ready: bool = False,
         tag: str | None = None,
     ) -> dict[str, Any]:
         """Report an error, of a kind or as a ready block. The return has the address where that is known.
@@ -53,10 +55,12 @@ class ErrorCommands:
         """
         with self._asked(tag) as asked:
             data, victim = await self._data(
-                kind, severity, address, process, device, threshold_exceeded, block, vcpu or 0
+                kind, severity, address, process, device, aer, threshold_exceeded, block, vcpu or 0
             )
             asked.check()
-            later = self._machine.inject_error_later(data, source, vcpu, when_busy=when_busy, limit=time_limit / 1000)
+            later = self._machine.errors.submit(
+                data, source, vcpu, when_busy=when_busy, limit=time_limit / 1000, wait_ready=wait_ready
+            )
             outcome = await asked.wait(later)
         if victim is not None:
             return asdict(outcome) | {"address": victim.address, "process": asdict(victim)}
@@ -69,6 +73,7 @@ class ErrorCommands:
         address: int | None,
         process: str | None,
         device: str | None,
+        aer: str | None,
         threshold_exceeded: bool,
         block: str | None,
         vcpu: int,
@@ -81,10 +86,10 @@ class ErrorCommands:
             victim = await asyncio.to_thread(self._victim, process)
             address = victim.address
         if block is not None:
-            if (kind, severity, address, device) != (None, None, None, None) or threshold_exceeded:
+            if (kind, severity, address, device, aer) != (None,) * 5 or threshold_exceeded:
                 raise UsageError("a block says itself what it reports", "give a block, or a kind and a severity")
             return _decode(block), victim
-        return self._make(kind, severity, address, device, threshold_exceeded, vcpu), victim
+        return self._make(kind, severity, address, device, aer, threshold_exceeded, vcpu), victim
 
     def _make(
         self,
@@ -92,6 +97,7 @@ class ErrorCommands:
         severity: str | None,
         address: int | None,
         device: str | None,
+        aer: str | None,
         threshold_exceeded: bool,
         vcpu: int,
     ) -> bytes:
@@ -102,8 +108,8 @@ class ErrorCommands:
             raise UsageError("nothing is said of the error", "give a kind and a severity, or a block")
         if kind not in KINDS:
             raise UsageError(f"there are no errors of kind {kind[:40]!r}", f"kinds are {', '.join(KINDS)}")
-        if device is not None and kind != "pcie":
-            raise UsageError(f"an error of {kind} is not in a PCIe device", "leave the device out")
+        if (device is not None or aer is not None) and kind != "pcie":
+            raise UsageError(f"an error of {kind} is not in a PCIe device", "leave the device out, and AER's name")
         mpidr, midr = processor_of(self._machine, vcpu)
         made = make_block(
             kind,
@@ -113,6 +119,7 @@ class ErrorCommands:
             mpidr=mpidr,
             midr=midr,
             at=device,
+            aer=aer,
         )
         return made.encode()
 
@@ -147,19 +154,30 @@ class ErrorCommands:
         state = self._machine.state
         if state != "running":
             raise StateError(f"the VM is {state}: nobody can say which of its processes live", "let it run")
-        from ..ras.victims import find_victims_or_others
+        from ..ras.victims import search_victims
 
-        found, others = find_victims_or_others(self._machine, pattern)
-        if not found:
-            named = ", ".join(f"{each.pid} ({each.name})" for each in others[:_SHOWN])
-            hint = (
-                f"there are {named}" if others else "none has been started: they are the program `victim` in the guest"
+        found = search_victims(self._machine, pattern)
+        if len(found.living) == 1:
+            return found.living[0]
+        if found.living:
+            raise UsageError(
+                f"{len(found.living)} processes match {pattern[:40]!r}",
+                f"name one of {_named(found.living)} by its pid",
             )
-            raise UsageError(f"no process {pattern[:40]!r} in the guest watches a page", hint)
-        if len(found) > 1:
-            named = ", ".join(f"{each.pid} ({each.name})" for each in found[:_SHOWN])
-            raise UsageError(f"{len(found)} processes match {pattern[:40]!r}", f"name one of {named} by its pid")
-        return found[0]
+        hint = "none has been started: they are the program `victim` in the guest"
+        if found.others:
+            hint = f"there are {_named(found.others)}"
+        if found.still:
+            raise UsageError(
+                f"no process {pattern[:40]!r} in the guest watches its page: the heart of {_named(found.still)} stands "
+                "still",
+                "it is stopped (kill -CONT), or has ended" + (f"; {hint}" if found.others else ""),
+            )
+        raise UsageError(f"no process {pattern[:40]!r} in the guest watches a page", hint)
+
+
+def _named(victims: Sequence[Victim]) -> str:
+    return ", ".join(f"{each.pid} ({each.name})" for each in victims[:_SHOWN])
 
 
 class _Asked:

@@ -55,34 +55,41 @@ class ErrorDesk(Observer):
         *,
         when_busy: str = "wait",
         limit: float = 10.0,
+        wait_ready: bool = False,
     ) -> Future[Outcome]:
         """Report an error by a source: `block` is a generic error status block (ACPI 6.3, 18.3.2.7.1).
 
         What becomes of it is in the future: an :class:`Outcome`, or TimeLimitError after `limit` seconds,
         NotRegisteredError, MovedError, StateError. If the report before has not been acknowledged, `when_busy` says
-        whether to "wait" for that, to "fail" with BusyError, or to "queue" it and be told no more.
+        whether to "wait" for that, to "fail" with BusyError, or to "queue" it and be told no more. With `wait_ready`,
+        a guest is waited for that has not registered the event, or whose kernel has panicked and reboots.
         `vcpu` is for sources with a private event. Cancelling the future takes a report back that still waits.
         Raises UsageError, UnknownVcpuError, NotRegisteredError, StateError.
         """
         if when_busy not in WAYS:
             raise UsageError(f"there is no way {when_busy!r} to treat a busy source", f"there are {', '.join(WAYS)}")
+        if wait_ready and when_busy == "fail":
+            raise UsageError("to fail and to wait for the guest do not go together", "leave out one of them")
         if not limit > 0:
             raise UsageError(f"a report cannot wait for {limit:g} seconds", "it can for more than 0")
         data = bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
         check_block(data)
         line = self._line(source)
         queue = when_busy == "queue"
-        report = Report(data, vcpu, float("inf") if queue else limit, quiet=queue)
+        report = Report(data, vcpu, float("inf") if queue else limit, quiet=queue, patient=wait_ready)
         with self._machine.lock:
             state = self._machine.state
             if state not in ("running", "paused"):
                 raise StateError(f"the VM is {state}: no error can be reported", "wait for the guest, or start another")
-            self._check_handler(line, vcpu)
-            if when_busy == "fail" and (why := line.why_busy(report)):
-                raise BusyError(
-                    f"source {source} is busy: of the report before, {why}",
-                    "wait until it is acknowledged, or say --when-busy wait or queue",
-                )
+            try:
+                self._check_handler(line, vcpu)
+            except NotRegisteredError:
+                if not wait_ready:
+                    raise
+            if when_busy == "fail":
+                why, hint = line.why_not_now(report)
+                if why:
+                    raise BusyError(why, hint)
             line.submit(report)
         if queue:
             queued: Future[Outcome] = Future()
@@ -108,7 +115,8 @@ class ErrorDesk(Observer):
             sdei.handler(event, vcpu)
         except NotRegisteredError as error:
             if sdei.event(event).shared or (pe := sdei.pe(vcpu or 0)).online:
-                raise
+                hint = "--wait-ready waits until it has registered one; `sdeivirt status` shows whether it has"
+                raise NotRegisteredError(error.message, hint) from error
             raise NotRegisteredError(
                 f"vCPU {pe.index} is off, and has no handler registered for event {event:#x}",
                 "report the error to another vCPU, or when this one is on",

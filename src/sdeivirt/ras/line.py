@@ -35,12 +35,16 @@ _LOOK_SECONDS = 0.05  # how often to look for what nobody tells: the end of the 
 
 @dataclass(slots=True, eq=False)
 class Report:
-    """An error on its way, for `limit` seconds from now on. `quiet`: nobody waits to hear what becomes of it."""
+    """An error on its way, for `limit` seconds from now on. `quiet`: nobody waits to hear what becomes of it.
+
+    `patient`: it waits for a guest that is not ready, and for one that reboots.
+    """
 
     block: bytes
     vcpu: int | None
     limit: float
     quiet: bool = False
+    patient: bool = False
     done: Future[Outcome] = field(default_factory=Future)
     until: float = field(init=False)
     since: float | None = None  # when it was put into the block
@@ -87,9 +91,10 @@ class Line:
         slot.look()
         if (report := self._current) is not None and report.since is not None:
             late = StateError("the guest was reset before it had acknowledged the report", hint)
-            self._ends(report, slot.panicked() or (slot.read(report.since) if slot.free else late))
+            self._ends(report, slot.panicked(report.block) or (slot.read(report.since) if slot.free else late))
         for report in self._in_line():
-            self._ends(report, StateError("the guest was reset before the error was reported", hint))
+            if not report.patient:
+                self._ends(report, StateError("the guest was reset before the error was reported", hint))
         slot.reset()
         self._changed.notify_all()
 
@@ -108,15 +113,24 @@ class Line:
     def state(self) -> str:
         """Why the last report is still there, or why none can be put there for those that wait; "" if neither."""
         self.slot.look()
+        if self.slot.has_panicked():
+            return "panicked"
         first = next(iter(self._in_line()), None)
         return self.slot.state() if first is None else self._hindrance(first)
 
-    def why_busy(self, report: Report) -> str:
-        """Why a report would have to wait for others, for people; "" if it would not."""
+    def why_not_now(self, report: Report) -> tuple[str, str]:
+        """Why a report would have to wait, for people, and what helps; "" if it would not."""
         self.slot.look()
-        if not self._in_line() and self._current is None and self.slot.free:
-            return ""
-        return REASONS[self._hindrance(report)]
+        number, hindrance = self.source.number, self._hindrance(report)
+        if self._in_line() or not self._is_free():
+            hint = "wait until it is acknowledged, or say --when-busy wait or queue"
+            return f"source {number} is busy: of the report before, {REASONS[hindrance]}", hint
+        if not hindrance or self.slot.has_panicked():  # whoever asks is told of that otherwise
+            return "", ""
+        return f"source {number} cannot report just now: {REASONS[hindrance]}", "say --when-busy wait or queue"
+
+    def _is_free(self) -> bool:
+        return self.slot.free and self._current is None
 
     def _in_line(self) -> deque[Report]:
         """Those that wait, without those that have been called off."""
@@ -201,7 +215,7 @@ class Line:
                 waiting[0].reminded = slot.announce(again=True)
         elif self._current is None:
             report = next((each for each in waiting if slot.has_handler(each.vcpu)), None)
-            if report is None:
+            if report is None or slot.has_panicked():
                 return
             report.since = slot.put(report.block, report.vcpu, report.claim)
             if report.since is not None:
@@ -215,7 +229,9 @@ class Line:
         slot = self.slot
         if (panicked := slot.panicked()) is not None:  # Linux acknowledges, and panics then
             return panicked
-        end = self._end("is in its block, and is read where the guest is now", "was not read")
+        end = self._end("is in its block, and is read where the guest is now", "the report was not read")
+        if end is not None and (panicked := slot.panicked(report.block)) is not None:
+            return panicked
         if slot.free:  # past its time, that is all that was asked for, and its handler goes on
             return slot.read(since) if slot.is_over() or end is not None or now >= report.until else None
         if end is None and now >= report.until:
@@ -228,12 +244,16 @@ class Line:
 
     def _waits(self, report: Report, now: float) -> Exception | None:
         """Why a report need not wait for its turn any more."""
-        end = self._end("was not reported", "was not reported")
+        end = self._end("was not reported", "the error was not reported")
+        if report.patient and self._machine.state != "stopped":
+            end = None
         if end is None and now >= report.until:
-            of = "" if self.slot.free and self._current is None else "of the report before, "
+            number, limit, why = self.source.number, f"{report.limit:g}", REASONS[self._hindrance(report)]
+            text = f"source {number} was not free within {limit} s: of the report before, {why}"
+            if self._is_free():
+                text = f"nothing could be reported by source {number} within {limit} s: {why}"
             return TimeLimitError(
-                f"source {self.source.number} was not free within {report.limit:g} s: "
-                f"{of}{REASONS[self._hindrance(report)]}",
+                text,
                 "nothing was overwritten, and nothing reported; --when-busy queue does not wait",
             )
         return end
@@ -241,11 +261,15 @@ class Line:
     def _end(self, moved: str, panicked: str) -> Exception | None:
         """Why nothing is read here any more, with what has become of the error; None where it still is."""
         if self.slot.has_panicked():
-            return StateError(f"the guest's kernel has panicked: the report {panicked}", "start another VM")
+            hint = "start another VM, or wait for its reboot: panic=N among its arguments, and --on-reset restart"
+            return StateError(f"the guest's kernel has panicked: {panicked}", hint)
         if self._machine.state != "stopped":
             return None
         if self._machine.leaving:
-            return MovedError(f"the guest has moved: the error {moved}", "see `sdeivirt status` there")
+            return MovedError(
+                f"the guest has moved: the error {moved}",
+                "`sdeivirt status` there has its state; counts begin at zero there",
+            )
         return StateError("the VM has ended before the guest had read the report", "start another")
 
     def _ends(self, report: Report, verdict: Outcome | Exception) -> None:

@@ -15,6 +15,7 @@ from ..errors import StateError
 from ..sdei.model import Handler, Pe
 from ..sdei.states import State
 from .outcome import Outcome
+from .status_block import is_fatal
 from .window import Window
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class Slot:
             return self.state()
         if self._machine.leaving:
             return "moving"
+        if self.has_panicked():
+            return "panicked"
         if self._machine.state == "paused":
             return "paused"
         if not self.has_handler(vcpu):
@@ -145,10 +148,16 @@ class Slot:
             machine.state == "stopped" or any(pe.online and pe.masked for pe in self._sdei.pes)
         )
 
-    def panicked(self) -> Outcome | None:
-        """What has become of the last report, if the guest's kernel has panicked in its handler."""
+    def panicked(self, ended_at: bytes = b"") -> Outcome | None:
+        """What has become of the last report, if the guest's kernel has panicked in its handler.
+
+        A kernel that still boots has no console to say so. But where it ends in the handler of a fatal
+        report, `ended_at`, which it has read, that is why.
+        """
         running_on = self._handler().running_on
-        if running_on is None or self._taken is None or not self.has_panicked():
+        if running_on is None or self._taken is None:
+            return None
+        if not self.has_panicked() and not (self.free and is_fatal(ended_at) and not self._machine.leaving):
             return None
         return Outcome(self.source.number, self.source.event, "panicked", running_on.index)
 

@@ -30,7 +30,12 @@ class ErrorSource:
     def __post_init__(self) -> None:
         if not 0 <= self.number < MAX_SOURCES:
             raise EventFileError(f"there can be no error source {self.number}", f"they are 0 to {MAX_SOURCES - 1}")
-        if not 0 < self.event <= MAX_EVENT:
+        if self.event > MAX_EVENT:
+            raise EventFileError(
+                f"error source {self.number} cannot be announced by event {self.event:#x}",
+                f"events are numbered up to {MAX_EVENT:#x}",
+            )
+        if self.event <= 0:
             raise EventFileError(
                 f"error source {self.number} cannot be announced by event {self.event:#x}",
                 "choose another than event 0, which is everybody's",

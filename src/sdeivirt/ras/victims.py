@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-__all__ = ["MAX_MARKS", "Ram", "Victim", "find_victims", "find_victims_or_others", "marks"]
+__all__ = ["MAX_MARKS", "Ram", "Search", "Victim", "find_victims", "marks", "search_victims"]
 
 RAM_BASE = 0x4000_0000
 PAGE_SIZE = 4096
@@ -85,11 +85,24 @@ def find_victims(ram: Ram, pattern: str = "*", seconds: float = 1.0) -> list[Vic
     return _living(ram, meant, seconds)
 
 
-def find_victims_or_others(ram: Ram, pattern: str, seconds: float = 1.0) -> tuple[list[Victim], list[Victim]]:
-    """The same, and where there are none, those that live and do not match."""
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What was found: those that match and live; if none do, those that match and stand still, and who else lives."""
+
+    living: list[Victim]
+    still: list[Victim] = field(default_factory=list)
+    others: list[Victim] = field(default_factory=list)
+
+
+def search_victims(ram: Ram, pattern: str, seconds: float = 1.0) -> Search:
+    """As :func:`find_victims`, with what is to be known where nobody is found."""
     meant, others = _marked(ram, pattern)
-    found = _living(ram, meant, seconds)
-    return found, [] if found else _living(ram, others, seconds)
+    living = _living(ram, list(meant), seconds)
+    if living:
+        return Search(living)
+    memory = ram.memory()
+    still = [each for each in meant if _read(memory, each.address - RAM_BASE) == each]
+    return Search([], sorted(still, key=lambda each: each.pid), _living(ram, others, seconds))
 
 
 def _marked(ram: Ram, pattern: str) -> tuple[list[Victim], list[Victim]]:

@@ -7,6 +7,7 @@ section.py    sections of both; memory.py, processor.py (details.py), pcie.py
 make.py       reports as firmware would make them
 render.py     what Linux prints of them; render_processor.py, text.py
 describe.py   all of it as plain values
+salvage.py    what is left of a damaged one
 reader.py     reading what may be anything; layout.py: structures with validation bits
 
 `decode` and `encode` are each other's inverse, but for what nobody is to look at: reserved bits, and fields whose
@@ -20,11 +21,12 @@ from .describe import describe
 from .details import ErrorDetails
 from .make import KINDS, Kind, Part, make_block
 from .memory import MemorySection
-from .pcie import AerCapability, PcieDevice, PcieSection
+from .pcie import AER_ERRORS, AerCapability, PcieDevice, PcieSection
 from .processor import ContextInfo, ErrorFlags, ErrorInfo, ErrorType, ProcessorSection
 from .reader import MAX_SIZE, CperError
 from .record import SIGNATURE, CperRecord, RecordSection, decode_record
 from .render import render
+from .salvage import decoded_size, salvage
 from .section import Section, UnknownSection
 from .severity import SectionFlags, Severity
 from .timestamp import Timestamp
@@ -32,6 +34,8 @@ from .timestamp import Timestamp
 __all__ = [
     "make_block",
     "decode",
+    "decoded_size",
+    "salvage",
     "render",
     "describe",
     "StatusBlock",
@@ -56,6 +60,7 @@ __all__ = [
     "Timestamp",
     "CperError",
     "KINDS",
+    "AER_ERRORS",
     "Kind",
     "Part",
     "MAX_SIZE",

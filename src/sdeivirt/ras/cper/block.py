@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
@@ -14,7 +15,7 @@ from .section import Section, decode_section, pack_text, unpack_text
 from .severity import Severity, read_severity
 from .timestamp import Timestamp
 
-__all__ = ["BlockStatus", "DataEntry", "StatusBlock", "decode_block"]
+__all__ = ["BlockStatus", "DataEntry", "StatusBlock", "block_size", "decode_block", "first_entries"]
 
 # Status, where raw data is, its length, length of the entries, severity.
 _BLOCK = struct.Struct("<5I")
@@ -118,6 +119,27 @@ class StatusBlock:
         status = self.status | len(self.entries) << _COUNT_SHIFT
         where = _BLOCK.size + len(entries) if self.raw else 0
         return _BLOCK.pack(status, where, len(self.raw), len(entries), self.severity) + entries + self.raw
+
+
+def block_size(data: bytes) -> int:
+    """How long the block at the start of `data` is, which can be decoded."""
+    _status, raw_offset, raw_length, length, _severity = _BLOCK.unpack_from(data)
+    return int(max(_BLOCK.size + length, raw_offset + raw_length if raw_length else 0))
+
+
+def first_entries(data: bytes) -> StatusBlock | None:
+    """As many entries as can be read of a block that is damaged; None where not even its head can."""
+    reader = Reader(data, "the error status block")
+    entries: list[DataEntry] = []
+    try:
+        _status, _raw_offset, _raw_length, _length, number = reader.unpack(_BLOCK, "an error status block")
+        severity = read_severity(number, reader, 16, "the block")
+    except CperError:
+        return None
+    with contextlib.suppress(CperError):
+        while reader.left and len(entries) < 1 << _COUNT_BITS:
+            entries.append(DataEntry.decode(reader))
+    return StatusBlock(severity=severity, entries=tuple(entries))
 
 
 def decode_block(data: bytes) -> StatusBlock:

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from enum import IntFlag
 from typing import Any
 from uuid import UUID
 
 from . import guids
-from .block import StatusBlock
+from .block import DataEntry, StatusBlock
 from .details import ErrorDetails
-from .memory import MemorySection
+from .memory import MEMORY_TYPES, MemorySection
 from .pcie import PcieSection
 from .processor import ErrorInfo, ErrorType, ProcessorSection
-from .record import CperRecord
+from .record import CperRecord, RecordSection
 from .section import UnknownSection
-from .severity import Severity
+from .severity import SectionFlags, Severity
 from .timestamp import Timestamp
 
 __all__ = ["describe"]
@@ -30,7 +31,18 @@ def describe(decoded: StatusBlock | CperRecord) -> dict[str, Any]:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+    """Beside a number of flags, or of a kind, there is what it means: `flags_names`, `error_type_name`."""
+    plain: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        plain[field.name] = _plain(value)
+        if field.name == "flags" and isinstance(record, DataEntry | RecordSection):
+            value = SectionFlags(value)
+        if isinstance(value, IntFlag):
+            plain[f"{field.name}_names"] = [each.name.lower() for each in type(value) if each & value and each.name]
+        if field.name == "error_type" and isinstance(record, MemorySection) and value is not None:
+            plain["error_type_name"] = MEMORY_TYPES[value] if value < len(MEMORY_TYPES) else "unknown"
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from .block import BlockStatus, DataEntry, StatusBlock
 from .details import ErrorDetails
 from .memory import MemorySection
-from .pcie import AerCapability, PcieDevice, PcieSection
+from .pcie import CORRECTABLE, UNCORRECTABLE, AerCapability, PcieDevice, PcieSection
 from .processor import ErrorFlags, ErrorInfo, ErrorType, ProcessorSection
 from .reader import CperError
 from .section import Section
@@ -45,7 +45,8 @@ _QEMU_ROOT_PORT = PcieDevice(
 )  # where there is none unless somebody puts it there: Linux recovers the device that is named
 _PCIE_CAPABILITY = 0x0142_0010  # a root port's, version 2
 _AER_HEADER = 0x0002_0001  # capability 1, version 2
-_BAD_TLP, _COMPLETION_TIMEOUT, _MALFORMED_TLP = 1 << 6, 1 << 14, 1 << 18
+_FATAL_ERRORS = 1 << UNCORRECTABLE["malformed-tlp"]  # where nobody says otherwise
+_AER = {Severity.RECOVERABLE: "completion-timeout", Severity.FATAL: "malformed-tlp", Severity.CORRECTED: "bad-tlp"}
 _READ_64, _ONE_DWORD = 1 << 29, 0x0000_000F
 
 
@@ -60,6 +61,7 @@ def make_block(
     part: Part = "cache",
     device: PcieDevice = _QEMU_ROOT_PORT,
     at: str | None = None,
+    aer: str | None = None,
     fru_text: str | None = None,
     timestamp: Timestamp | None = None,
 ) -> StatusBlock:
@@ -68,8 +70,9 @@ def make_block(
     `address` is the physical address of the memory, of the fault, or of what the packet was to read; without one, none
     is said. `threshold_exceeded` says that there have been too many of the kind. `mpidr` and `midr` name the PE, by
     default the first, a Cortex-A72; `part` what of it has failed: "cache", "tlb" or "bus". `device` is the PCIe
-    device, by default a root port at 00:1f.0; `at` says where it is instead, as "00:02.0".
-    Raises CperError for an address that is none.
+    device, by default a root port at 00:1f.0; `at` says where it is instead, as "00:02.0"; `aer` is one of
+    AER_ERRORS, by default one that suits the severity.
+    Raises CperError for what cannot be.
     """
     section: Section
     if address is not None and not 0 <= address < 1 << 64:
@@ -80,7 +83,7 @@ def make_block(
         mpidr, midr = _MPIDR if mpidr is None else mpidr, _CORTEX_A72 if midr is None else midr
         section = _processor(severity, address, mpidr, midr, part)
     elif kind == "pcie":
-        section = _pcie(severity, address, device if at is None else device.at(at))
+        section = _pcie(severity, address, device if at is None else device.at(at), aer)
     else:
         raise CperError(f"there are no errors of {kind!r}", f"there are {', '.join(KINDS)}")
     flags = SectionFlags.PRIMARY | (SectionFlags.THRESHOLD_EXCEEDED if threshold_exceeded else 0)
@@ -135,10 +138,17 @@ def _processor(severity: Severity, address: int | None, mpidr: int, midr: int, p
     )
 
 
-def _pcie(severity: Severity, address: int | None, device: PcieDevice) -> PcieSection:
+def _pcie(severity: Severity, address: int | None, device: PcieDevice, aer: str | None) -> PcieSection:
     """A packet that was damaged, or that nobody has answered; with an address, a read of it."""
-    uncorrectable = {Severity.RECOVERABLE: _COMPLETION_TIMEOUT, Severity.FATAL: _MALFORMED_TLP}.get(severity, 0)
-    correctable = _BAD_TLP if severity == Severity.CORRECTED else 0
+    bad = severity in (Severity.RECOVERABLE, Severity.FATAL)
+    bits = UNCORRECTABLE if bad else CORRECTABLE
+    name = aer or _AER.get(severity)
+    if name is not None and name not in bits:
+        which = "uncorrectable" if bad else "correctable"
+        raise CperError(f"no {which} error of PCIe is called {name[:40]!r}", f"there are {', '.join(bits)}")
+    error = 0 if name is None else 1 << bits[name]
+    uncorrectable, correctable = (error, 0) if bad else (0, error)
+    worst = _FATAL_ERRORS | (uncorrectable if severity == Severity.FATAL else 0)
     log = (0, 0, 0, 0) if address is None else (_READ_64 | 1, _ONE_DWORD, address >> 32, address & 0xFFFF_FFFC)
     return PcieSection(
         port_type=_ROOT_PORT,
@@ -153,7 +163,7 @@ def _pcie(severity: Severity, address: int | None, device: PcieDevice) -> PcieSe
         aer=AerCapability(
             header=_AER_HEADER,
             uncorrectable_status=uncorrectable,
-            uncorrectable_severity=_MALFORMED_TLP,
+            uncorrectable_severity=worst if severity == Severity.FATAL else worst & ~uncorrectable,
             correctable_status=correctable,
             control=uncorrectable.bit_length() - 1 if uncorrectable else 0,
             header_log=log,

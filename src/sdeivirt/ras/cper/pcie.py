@@ -13,7 +13,7 @@ from . import guids
 from .layout import Field, Layout, check_fits
 from .reader import CperError, Reader
 
-__all__ = ["PORT_TYPES", "AerCapability", "PcieDevice", "PcieSection"]
+__all__ = ["AER_ERRORS", "PORT_TYPES", "AerCapability", "PcieDevice", "PcieSection"]
 
 _LAYOUT = Layout(
     "the PCIe error section",
@@ -40,6 +40,34 @@ _ADDRESS = re.compile(r"(?:([0-9a-f]{1,4}):)?([0-9a-f]{1,2}):([01]?[0-9a-f])\.([
 # Header; status, mask, severity of uncorrectable errors; status and mask of correctable ones; control; the header
 # of the packet; root command and status, and who sent what the root has seen first. Then prefixes of packets.
 _AER = struct.Struct("<7I16s2I2H40s")
+
+# Bits of the status registers: of correctable errors, and of uncorrectable ones. PCIe, 7.8.4.2 and 7.8.4.5.
+CORRECTABLE = {
+    "receiver": 0,
+    "bad-tlp": 6,
+    "bad-dllp": 7,
+    "replay-rollover": 8,
+    "replay-timeout": 12,
+    "advisory-non-fatal": 13,
+    "corrected-internal": 14,
+    "header-log-overflow": 15,
+}
+UNCORRECTABLE = {
+    "data-link-protocol": 4,
+    "surprise-down": 5,
+    "poisoned-tlp": 12,
+    "flow-control": 13,
+    "completion-timeout": 14,
+    "completer-abort": 15,
+    "unexpected-completion": 16,
+    "receiver-overflow": 17,
+    "malformed-tlp": 18,
+    "ecrc": 19,
+    "unsupported-request": 20,
+    "acs-violation": 21,
+    "uncorrectable-internal": 22,
+}
+AER_ERRORS = (*CORRECTABLE, *UNCORRECTABLE)
 
 PORT_TYPES = {
     0: "PCIe end point",
