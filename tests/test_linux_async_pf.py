@@ -314,12 +314,12 @@ def test_it_sleeps_with_the_system_and_wakes_up_in_another_vm(kernel: str, modul
         assert linux.end_sh(120)[0] == 0
         assert linux.result() == expected
         assert all(counts["wake_all"] == 1 for counts in linux.module_counts())
-        before = linux.module_counts()
+        before = linux.total("told")
         linux.prepare(**words)
         with Store(linux.machine, 0.003) as store:
             store.take(linux.working_set())
             linux.go()
             assert linux.result() == expected
-        assert all(now["told"] > then["told"] for now, then in zip(linux.module_counts(), before, strict=True))
+        assert linux.total("told") > before  # on which CPU is Linux's to choose
         assert linux.total("waiting") == 0
         linux.sh("rmmod sdei_async_pf")
