@@ -38,8 +38,8 @@ from .runtime import RunningVm, find_vm
 if TYPE_CHECKING:
     from ..machine.report import VmStatus
     from ..migration.status import MigrationStatus
-    from ..ras.desk import Encodable
     from ..ras.outcome import Outcome as ErrorOutcome
+    from ..ras.status_block import Encodable
     from ..ras.victims import Victim
     from ..sdei.service import Injection
 
@@ -206,11 +206,10 @@ class VmClient:
     ) -> ErrorOutcome:
         """As :meth:`Machine.inject_error`, with the same errors."""
         from ..ras.outcome import Outcome as ErrorOutcome
+        from ..ras.status_block import block_bytes
 
-        data = bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
-        done = self.report_error(
-            limit, block=base64.b64encode(data).decode(), source=source, vcpu=vcpu, when_busy=when_busy
-        )
+        data = base64.b64encode(block_bytes(block)).decode()
+        done = self.report_error(limit, block=data, source=source, vcpu=vcpu, when_busy=when_busy)
         return _record(ErrorOutcome, done)
 
     def report_error(self, limit: float = 10.0, **arguments: object) -> dict[str, Any]:

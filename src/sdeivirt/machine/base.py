@@ -32,9 +32,10 @@ from ..cpu import CpuFeatures
 from ..errors import StateError, StreamError, UsageError
 from ..firmware import Firmware
 from ..migration.sections import Section
-from ..ras.desk import Encodable, ErrorDesk
+from ..ras.desk import ErrorDesk
 from ..ras.outcome import Outcome as ErrorOutcome
 from ..ras.sources import ErrorSource, check_sources
+from ..ras.status_block import Encodable
 from ..registers.sections import FIRMWARE_SECTIONS, firmware_sections, load_firmware_sections
 from ..sdei import EventDefinition, Policy
 from ..sdei.policy import KVM
@@ -516,7 +517,7 @@ class Machine(ABC):
 
     def inject_later(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Future[Injection]:
         """:meth:`inject` for those who cannot wait: done at once, unless the guest is being handed over."""
-        return _future(self._inject, event, vcpu, affinity)
+        return _future(lambda: self._inject(event, vcpu, affinity))
 
     def _inject(self, event: int, vcpu: int | None, affinity: int | None) -> Injection | Future[Injection]:
         state = self._alive()
@@ -539,7 +540,7 @@ class Machine(ABC):
 
     def cancel_later(self, event: int, vcpu: int | None = None, affinity: int | None = None) -> Future[bool]:
         """:meth:`cancel` for those who cannot wait."""
-        return _future(self._cancel, event, vcpu, affinity)
+        return _future(lambda: self._cancel(event, vcpu, affinity))
 
     def _cancel(self, event: int, vcpu: int | None, affinity: int | None) -> bool | Future[bool]:
         self._alive()
@@ -580,12 +581,7 @@ class Machine(ABC):
         limit: float = 10.0,
     ) -> Future[ErrorOutcome]:
         """:meth:`inject_error` for those who cannot wait."""
-        try:
-            return self.errors.submit(block, source, vcpu, when_busy=when_busy, limit=limit)
-        except Exception as error:
-            failed: Future[ErrorOutcome] = Future()
-            failed.set_exception(error)
-            return failed
+        return _future(lambda: self.errors.submit(block, source, vcpu, when_busy=when_busy, limit=limit))
 
     def _alive(self) -> str:
         """The state, which is one with a guest."""
@@ -637,13 +633,11 @@ class Machine(ABC):
 T = TypeVar("T")
 
 
-def _future(
-    call: Callable[[int, int | None, int | None], T | Future[T]], event: int, vcpu: int | None, affinity: int | None
-) -> Future[T]:
+def _future(call: Callable[[], T | Future[T]]) -> Future[T]:
     """What a call returns or raises, as a future."""
     future: Future[T] = Future()
     try:
-        answer = call(event, vcpu, affinity)
+        answer = call()
     except Exception as error:
         future.set_exception(error)
         return future

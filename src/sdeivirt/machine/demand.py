@@ -25,12 +25,13 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import StateError
+from ..sdei.model import bits
 from .base import PAGE_SIZE
 from .stage2 import Kind, Stage2
 from .standing import Standing
@@ -279,7 +280,7 @@ class Demand:
                     self._waits.append(self._clock() - waiting.since)
                     vcpus |= waiting.vcpus
                     tokens += waiting.tokens
-            for vcpu in _bits(vcpus):
+            for vcpu in bits(vcpus):
                 self._standing.ends(vcpu)
             self.count -= taken
             self._supplied += taken
@@ -333,10 +334,3 @@ class Demand:
 
     def _address(self, page: int) -> int:
         return self._base + page * PAGE_SIZE
-
-
-def _bits(bitmap: int) -> Iterator[int]:
-    """Which ones are set."""
-    while bitmap:
-        yield (bitmap & -bitmap).bit_length() - 1
-        bitmap &= bitmap - 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..errors import StateError
 from ..migration.sections import Section
+from ..sdei.model import bits
 from .base import PAGE_SIZE, RAM_BASE, Machine
 from .demand import Demand, DemandFigures, PageSource
 
@@ -116,9 +117,7 @@ class PagedMachine(Machine):
         self._raise_interrupts(wanted)
 
     def _raise_interrupts(self, wanted: int) -> None:
-        while wanted:
-            vcpu = (wanted & -wanted).bit_length() - 1
-            wanted &= wanted - 1
+        for vcpu in bits(wanted):
             self.pulse(vcpu, self.firmware.asyncpf.settings.intid)
 
     # -- what the services read and write in RAM, as the guest's own CPUs would

@@ -8,27 +8,21 @@ line of reports, of which the first is put into the block when that is free. Sou
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..errors import BusyError, NotRegisteredError, StateError, UsageError
 from ..sdei.model import Handler, Pe
 from ..sdei.observer import Observer
 from .line import MAX_QUEUE, Line, Report
 from .outcome import REASONS, WAYS, Outcome
-from .status_block import check_block
+from .status_block import Encodable, block_bytes, check_block
 from .window import Window
 
 if TYPE_CHECKING:
     from ..machine.base import Machine
     from ..machine.report import ErrorSourceStatus
 
-__all__ = ["MAX_QUEUE", "REASONS", "WAYS", "BusyError", "Encodable", "ErrorDesk", "Outcome"]
-
-
-class Encodable(Protocol):
-    """A block that is not bytes yet: :class:`sdeivirt.ras.cper.StatusBlock`."""
-
-    def encode(self) -> bytes: ...
+__all__ = ["MAX_QUEUE", "REASONS", "WAYS", "BusyError", "ErrorDesk", "Outcome"]
 
 
 class ErrorDesk(Observer):
@@ -72,7 +66,7 @@ class ErrorDesk(Observer):
             raise UsageError("to fail and to wait for the guest do not go together", "leave out one of them")
         if not limit > 0:
             raise UsageError(f"a report cannot wait for {limit:g} seconds", "it can for more than 0")
-        data = bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
+        data = block_bytes(block)
         check_block(data)
         line = self._line(source)
         queue = when_busy == "queue"

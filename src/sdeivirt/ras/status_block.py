@@ -6,9 +6,11 @@ ACPI 6.3, 18.3.2.7.1. The rest is in :mod:`sdeivirt.ras.cper`, which need not be
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from ..errors import UsageError
 
-__all__ = ["BLOCK_SIZE", "MAX_SECTIONS", "check_block", "is_fatal"]
+__all__ = ["BLOCK_SIZE", "MAX_SECTIONS", "Encodable", "block_bytes", "check_block", "is_fatal"]
 
 BLOCK_SIZE = 0x1000  # at most: what a source has room for
 _HEAD_SIZE = 20
@@ -16,6 +18,17 @@ _ENTRY_SIZE = 64  # at least
 MAX_SECTIONS = (BLOCK_SIZE - _HEAD_SIZE) // _ENTRY_SIZE
 _SEVERITY = slice(16, 20)
 _FATAL = 1
+
+
+class Encodable(Protocol):
+    """A block that is not bytes yet: :class:`sdeivirt.ras.cper.StatusBlock`."""
+
+    def encode(self) -> bytes: ...
+
+
+def block_bytes(block: bytes | Encodable) -> bytes:
+    """The block as bytes."""
+    return bytes(block) if isinstance(block, bytes | bytearray | memoryview) else block.encode()
 
 
 def check_block(block: bytes) -> None:
